@@ -1,0 +1,1 @@
+"""Op + shape + target + config -> source -> compiled kernel and its resources."""

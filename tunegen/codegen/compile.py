@@ -1,0 +1,93 @@
+"""Compiles rendered kernels for any target, with no GPU, as a launch on one would."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+
+from tunegen.codegen.render import Rendered
+from tunegen.codegen.resources import Resources, resources_of
+from tunegen.errors import CompileError
+from tunegen.ops import get_family
+from tunegen.runtime.kernel import load_kernel
+from tunegen.targets import Target, get_target
+
+ACT_TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a kernel.
+
+    Attributes:
+        assembly: The listing: amdgcn text or PTX.
+        binary: hsaco or cubin.
+        resources: Registers, spills, shared memory, occupancy.
+        seconds: What compiling took.
+    """
+
+    assembly: str
+    binary: bytes
+    resources: Resources
+    seconds: float
+
+
+def gpu_target(target: Target) -> GPUTarget:
+    """Triton's name for a target."""
+    return GPUTarget(target.backend, target.arch, target.warp_size)
+
+
+def compile_kernel(rendered: Rendered, dtype: str = "bfloat16", folder: Path | None = None) -> Compiled:
+    """Compiles a kernel for its target.
+
+    The signature carries the specialisation a launch with aligned tensors would have: divisibility by 16
+    of pointers and strides and, on AMD, tensors within 2 GiB.
+
+    Args:
+        rendered: The kernel.
+        dtype: Activation dtype, ``"bfloat16"`` or ``"float16"``.
+        folder: Where the source file goes; the same folder on a later launch finds the result in
+            Triton's cache. Default: a temporary one.
+
+    Raises:
+        CompileError: Triton or the assembler refuses it; its message is in the error.
+    """
+    target = get_target(rendered.target)
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="tunegen-") as temporary:
+            return _compile(rendered, target, dtype, Path(temporary))
+    return _compile(rendered, target, dtype, folder)
+
+
+def _compile(rendered: Rendered, target: Target, dtype: str, folder: Path) -> Compiled:
+    kernel = load_kernel(rendered.write(folder))
+    backend: Any = make_backend(gpu_target(target))
+    signature: dict[str, str] = {}
+    attributes: dict[tuple[int], Any] = {}
+    constants: dict[str, Any] = {}
+    for index, argument in enumerate(get_family(rendered.problem.op).arguments(rendered.problem)):
+        signature[argument.name] = argument.type.format(act=ACT_TYPES[dtype])
+        if argument.type == "constexpr":
+            constants[argument.name] = dtype in argument.true_for
+        if argument.aligned:
+            small = target.backend == "hip" and argument.type.startswith("*")
+            attributes[(index,)] = backend.parse_attr("DS" if small else "D")
+    source = ASTSource(kernel.function, signature, constants, attributes)
+    start = time.perf_counter()
+    try:
+        compiled = triton.compile(source, target=gpu_target(target), options=kernel.options)
+    except Exception as error:  # Triton raises a different type for each stage that can refuse a kernel
+        raise CompileError(f"{rendered.problem} for {target.name}, {rendered.config}: {error}") from error
+    seconds = time.perf_counter() - start
+    assembly = compiled.asm["amdgcn" if target.backend == "hip" else "ptx"]
+    binary = compiled.asm["hsaco" if target.backend == "hip" else "cubin"]
+    warps = int(kernel.options["num_warps"])
+    resources = resources_of(target, assembly, binary, warps, int(compiled.metadata.shared))
+    return Compiled(assembly, binary, resources, seconds)

@@ -1,0 +1,1 @@
+"""How good a kernel is: right by the numerics contract, and measured or predicted."""

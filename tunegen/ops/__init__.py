@@ -1,0 +1,21 @@
+"""The kernel families: what they compute, what can be tuned, and what they must move."""
+
+from __future__ import annotations
+
+from tunegen.errors import UnknownNameError
+from tunegen.ops._family import Argument, Config, Family, Knob, Problem
+from tunegen.ops.rmsnorm_mxfp4 import RMSNORM_MXFP4
+
+FAMILIES: tuple[Family, ...] = (RMSNORM_MXFP4,)
+OP_NAMES: tuple[str, ...] = tuple(op for family in FAMILIES for op in family.ops)
+
+
+def get_family(op: str) -> Family:
+    """The family of an op; raises UnknownNameError."""
+    for family in FAMILIES:
+        if op in family.ops:
+            return family
+    raise UnknownNameError("op", op, OP_NAMES)
+
+
+__all__ = ["FAMILIES", "OP_NAMES", "Argument", "Config", "Family", "Knob", "Problem", "get_family"]

@@ -1,0 +1,252 @@
+"""(Residual add +) RMSNorm + MXFP4 quantisation, and the quantisation alone."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tunegen.errors import ConfigError, ShapeError, UnknownNameError
+from tunegen.ops._family import Argument, Config, Family, Knob, Problem
+from tunegen.runtime.families.rmsnorm_mxfp4 import MAX_HIDDEN_SIZE
+from tunegen.runtime.reference.rmsnorm_mxfp4 import ROUNDINGS
+from tunegen.targets import Target
+
+DYNAMIC = "dynamic_mxfp4_quant"
+NORM = "rmsnorm_mxfp4_quant"
+NORM_ADD = "rmsnorm_add_mxfp4_quant"
+
+BLOCK = 32
+MAX_SEGMENTS = 16
+# A lane keeps its elements as fp32 through the row reduction, beside the weight: more than 128 spill.
+MAX_ELEMENTS_PER_LANE = 128
+# Lanes load 16 bytes at a time: 8 activations.
+ELEMENTS_PER_LOAD = 8
+
+
+def parse_cover(text: str) -> list[int]:
+    """Segment widths of a cover: ``"3x2048+1024"`` is [2048, 2048, 2048, 1024].
+
+    Raises:
+        ConfigError: Not of that form.
+    """
+    widths: list[int] = []
+    for part in text.split("+"):
+        match = re.fullmatch(r"(?:(\d+)x)?(\d+)", part)
+        if not match:
+            raise ConfigError(f"A cover is segment widths such as 7x1024 or 3x2048+1024; got {text!r}.")
+        widths += [int(match[2])] * int(match[1] or 1)
+    return widths
+
+
+def format_cover(widths: list[int]) -> str:
+    """The inverse of `parse_cover`; equal neighbours are merged."""
+    parts: list[list[int]] = []
+    for width in widths:
+        if parts and parts[-1][0] == width:
+            parts[-1][1] += 1
+        else:
+            parts.append([width, 1])
+    return "+".join(f"{count}x{width}" if count > 1 else str(width) for width, count in parts)
+
+
+def greedy_cover(hidden_size: int, largest: int) -> list[int]:
+    """The widest powers of two, none above ``largest``, that add up to the hidden size exactly."""
+    widths = []
+    width = largest
+    while hidden_size:
+        while width > hidden_size:
+            width //= 2
+        widths.append(width)
+        hidden_size -= width
+    return widths
+
+
+def _power_of_two_at_most(value: int) -> int:
+    return 1 << (value.bit_length() - 1)
+
+
+def _power_of_two_at_least(value: int) -> int:
+    return 1 << (value - 1).bit_length()
+
+
+class RmsnormMxfp4(Family):
+    """One program takes ``rows`` rows, whole, in registers; see templates/rmsnorm_mxfp4.py.jinja."""
+
+    name = "rmsnorm_mxfp4"
+    ops = (DYNAMIC, NORM, NORM_ADD)
+    template = "rmsnorm_mxfp4.py.jinja"
+    twin_template = "rmsnorm_mxfp4_twin.py.jinja"
+
+    def check_shape(self, problem: Problem) -> None:
+        if list(problem.sizes) != ["hidden_size"]:
+            raise ShapeError(f"{problem.op} has one size, hidden_size; got {', '.join(problem.sizes) or 'none'}.")
+        hidden_size = problem.sizes["hidden_size"]
+        if hidden_size % BLOCK or not BLOCK <= hidden_size <= MAX_HIDDEN_SIZE:
+            raise ShapeError(
+                f"The hidden size must be a multiple of {BLOCK} from {BLOCK} to {MAX_HIDDEN_SIZE}; got {hidden_size}."
+                f" The next multiple is {-(-hidden_size // BLOCK) * BLOCK}."
+            )
+        if problem.rounding not in ROUNDINGS:
+            raise UnknownNameError("rounding", problem.rounding, ROUNDINGS)
+
+    def canonical_problem(self, problem: Problem) -> Problem:
+        rounding = problem.rounding
+        if problem.op == DYNAMIC:
+            rounding = "none"
+        elif problem.op == NORM:
+            rounding = rounding.removeprefix("sum_")
+        return Problem(problem.op, problem.shape, rounding)
+
+    def knobs(self, problem: Problem, target: Target) -> tuple[Knob, ...]:
+        self.check_shape(problem)
+        hidden_size = problem.sizes["hidden_size"]
+        covers: list[str] = []
+        largest = _power_of_two_at_most(hidden_size)
+        while largest >= BLOCK:
+            cover = greedy_cover(hidden_size, largest)
+            if len(cover) > MAX_SEGMENTS:
+                break
+            if largest <= 4096 or not covers:
+                covers.append(format_cover(cover))
+            largest //= 2
+        knobs = [
+            Knob("rows", (1, 2, 4, 8), "rows a program handles at a time"),
+            Knob("programs_per_unit", (0, 1, 2, 4, 8), "0: a program a tile; k: k programs a unit loop over tiles"),
+            Knob("num_stages", (1, 2, 3), "software pipeline depth of that loop"),
+            Knob("cover", tuple(dict.fromkeys(covers)), "the row as unmasked segments"),
+            Knob("num_warps", (1, 2, 4, 8, 16), "warps (waves) a program"),
+            Knob("load_policy", ("default", "evict_first"), "cache policy of the activation loads"),
+            Knob("store_policy", ("default", "streaming"), "cache policy of the stores"),
+        ]
+        if target.backend == "hip":
+            knobs.append(Knob("waves_per_eu", (0, 1, 2, 4), "waves a SIMD the register allocator aims at; 0: its own"))
+        return tuple(knobs)
+
+    def canonical(self, config: Config) -> Config:
+        return config if config["programs_per_unit"] else {**config, "num_stages": 1}
+
+    def check(self, problem: Problem, target: Target, config: Config) -> None:
+        hidden_size = problem.sizes["hidden_size"]
+        for knob in self.knobs(problem, target):
+            value = config[knob.name]
+            if knob.name != "cover" and value not in knob.choices:
+                choices = ", ".join(map(str, knob.choices))
+                raise ConfigError(f"{knob.name} must be one of {choices} on {target.name}; got {value!r}.")
+        widths = parse_cover(str(config["cover"]))
+        if any(width < BLOCK or width & (width - 1) for width in widths) or sum(widths) != hidden_size:
+            raise ConfigError(
+                f"The segments of a cover must be powers of two of at least {BLOCK} that add up to the hidden size"
+                f" {hidden_size}; {config['cover']} has {widths}, in all {sum(widths)}."
+            )
+        if len(widths) > MAX_SEGMENTS:
+            raise ConfigError(f"A cover has at most {MAX_SEGMENTS} segments; {config['cover']} has {len(widths)}.")
+        rows, warps = int(config["rows"]), int(config["num_warps"])
+        if warps > target.max_warps:
+            raise ConfigError(f"{target.name} runs at most {target.max_warps} warps a program; got {warps}.")
+        lanes = warps * target.warp_size
+        per_lane = rows * hidden_size / lanes
+        if per_lane > MAX_ELEMENTS_PER_LANE:
+            raise ConfigError(
+                f"A lane holds at most {MAX_ELEMENTS_PER_LANE} elements; {rows} rows of {hidden_size} on {lanes} lanes"
+                f" are {per_lane:g}. Take more warps or fewer rows."
+            )
+        if warps > 1 and rows * max(widths) < 2 * lanes:
+            raise ConfigError(
+                f"The widest segment must give each of the {lanes} lanes at least 2 elements; {rows} x {max(widths)}"
+                " is too narrow. Take fewer warps or wider segments."
+            )
+        if rows > 1 and per_lane * rows > 8 * MAX_ELEMENTS_PER_LANE:
+            raise ConfigError(f"{rows} rows of {hidden_size} a program are more than its registers hold. Take fewer.")
+
+    def default(self, problem: Problem, target: Target) -> Config:
+        """A row a program; about ``target.default_elements_per_lane`` elements a lane, half with a residual;
+        segments of one 16-byte load a lane; nothing else set.
+        """
+        self.check_shape(problem)
+        hidden_size = problem.sizes["hidden_size"]
+        per_lane = target.default_elements_per_lane // (2 if problem.op == NORM_ADD else 1)
+        # In the log domain: 7168 / (32 * 64) = 3.5 lies nearer to 4 than to 2.
+        warps = _power_of_two_at_least(-(-hidden_size // (target.warp_size * per_lane)))
+        warps = min(max(warps, 1), 16)
+        largest = min(ELEMENTS_PER_LOAD * warps * target.warp_size, _power_of_two_at_most(hidden_size))
+        while len(greedy_cover(hidden_size, largest)) > MAX_SEGMENTS:
+            largest *= 2
+        config: Config = {knob.name: knob.choices[0] for knob in self.knobs(problem, target)}
+        return {**config, "cover": format_cover(greedy_cover(hidden_size, largest)), "num_warps": warps}
+
+    def context(self, problem: Problem, target: Target, config: Config) -> dict[str, Any]:
+        hidden_size = problem.sizes["hidden_size"]
+        rows = int(config["rows"])
+        lanes = int(config["num_warps"]) * target.warp_size
+        segments: list[dict[str, int]] = []
+        start = 0
+        for index, width in enumerate(parse_cover(str(config["cover"]))):
+            per_lane = rows * width // lanes
+            pack = next((p for p in (8, 4) if per_lane >= p), 2)
+            segments.append({"index": index, "start": start, "width": width, "pack": pack})
+            start += width
+        return {
+            "norm": problem.op != DYNAMIC,
+            "residual": problem.op == NORM_ADD,
+            "rounding": problem.rounding,
+            "hidden_size": hidden_size,
+            "reciprocal": repr(1.0 / hidden_size),
+            "segments": segments,
+            "widths": list(dict.fromkeys(segment["width"] for segment in segments)),
+            "packs": sorted({segment["pack"] for segment in segments}, reverse=True),
+            "rows": rows,
+            "persistent": bool(config["programs_per_unit"]),
+            "num_stages": config["num_stages"],
+            "load_policy": config["load_policy"],
+            "store_policy": config["store_policy"],
+            "conversion": target.fp4_conversion,
+        }
+
+    def launch_options(self, target: Target, config: Config) -> dict[str, Any]:
+        # Contraction is off: the kernels spell their fused multiply-adds out, and Triton's default changes.
+        options: dict[str, Any] = {"num_warps": config["num_warps"], "num_stages": 1, "enable_fp_fusion": False}
+        if config.get("waves_per_eu"):
+            options["waves_per_eu"] = config["waves_per_eu"]
+        return options
+
+    def arguments(self, problem: Problem) -> tuple[Argument, ...]:
+        residual, norm = problem.op == NORM_ADD, problem.op != DYNAMIC
+        arguments = [Argument("x_ptr", "*{act}", aligned=True)]
+        if residual:
+            arguments.append(Argument("residual_ptr", "*{act}", aligned=True))
+        if norm:
+            arguments.append(Argument("weight_ptr", "*{act}", aligned=True))
+        arguments += [Argument("q_ptr", "*u8", aligned=True), Argument("scales_ptr", "*u8", aligned=True)]
+        if residual:
+            arguments.append(Argument("residual_out_ptr", "*{act}", aligned=True))
+        arguments += [Argument("num_tokens", "i32"), Argument("x_stride", "i32", aligned=True)]
+        if residual:
+            arguments.append(Argument("residual_stride", "i32", aligned=True))
+        if norm:
+            arguments.append(Argument("epsilon", "fp32"))
+        arguments.append(Argument("PAIRS", "constexpr", true_for=("bfloat16",)))
+        return tuple(arguments)
+
+    def bytes_moved(self, problem: Problem, num_tokens: int) -> int:
+        hidden_size = problem.sizes["hidden_size"]
+        activations = 3 if problem.op == NORM_ADD else 1
+        a_row = activations * 2 * hidden_size + hidden_size // 2 + hidden_size // BLOCK
+        weight = 0 if problem.op == DYNAMIC or not num_tokens else 2 * hidden_size
+        return num_tokens * a_row + weight
+
+    def twin_configs(self, problem: Problem, target: Target) -> list[Config]:
+        """The default's cover and one of wider segments, over warps, with and without a loop over rows."""
+        base = self.default(problem, target)
+        configs = []
+        for warps in (2, 4, 8, 16):
+            for programs in (0, 4, 8):
+                for largest in (ELEMENTS_PER_LOAD * target.warp_size * warps, 4096):
+                    widest = min(largest, _power_of_two_at_most(problem.sizes["hidden_size"]))
+                    cover = format_cover(greedy_cover(problem.sizes["hidden_size"], widest))
+                    config = {**base, "cover": cover, "num_warps": warps, "programs_per_unit": programs}
+                    if config not in configs and self.valid(problem, target, config):
+                        configs.append(config)
+        return configs or [base]
+
+
+RMSNORM_MXFP4 = RmsnormMxfp4()

@@ -1,0 +1,64 @@
+"""What the runtime asks of an op."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+
+from ..kernel import Kernel
+
+Shape = dict[str, int]
+
+
+class OpInputError(ValueError):
+    """Arguments that an op does not accept; says the rule, what came and what to do."""
+
+
+class Op(ABC):
+    """One op: everything about a call except which kernel serves it.
+
+    ``args`` are always the op's arguments in schema order, defaults filled in.
+
+    Attributes:
+        name: Name under ``torch.ops.<pack>``.
+        schema: Torch schema without the name: ``"(Tensor x) -> (Tensor, Tensor)"``.
+    """
+
+    name: str
+    schema: str
+
+    @abstractmethod
+    def check(self, *args: Any) -> None:
+        """Raises OpInputError unless shapes, dtypes, devices and strides are those the op accepts."""
+
+    @abstractmethod
+    def num_tokens(self, *args: Any) -> int:
+        """Number of tokens, which chooses the bucket."""
+
+    @abstractmethod
+    def shape(self, *args: Any) -> Shape:
+        """The sizes that kernels are rendered for."""
+
+    @abstractmethod
+    def variant(self, *args: Any) -> str:
+        """What else is resolved when rendering: the rounding, with synonyms merged."""
+
+    @abstractmethod
+    def allocate(self, *args: Any) -> tuple[torch.Tensor, ...]:
+        """Uninitialised outputs; also the fake implementation."""
+
+    @abstractmethod
+    def launch(self, kernel: Kernel, units: int, outputs: tuple[torch.Tensor, ...], *args: Any) -> None:
+        """Runs the kernel on the current device's current stream; ``num_tokens`` is not 0."""
+
+    @abstractmethod
+    def reference(self, *args: Any) -> tuple[torch.Tensor, ...]:
+        """The outputs, in plain PyTorch."""
+
+    @abstractmethod
+    def inputs(
+        self, shape: Shape, num_tokens: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+    ) -> tuple[Any, ...]:
+        """Random arguments as a model would have them, for tuning, warm-up and tests."""
