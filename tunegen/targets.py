@@ -24,6 +24,7 @@ class Target:
         registers: 32-bit registers a lane may use.
         register_file: 32-bit registers a compute unit has, over all lanes.
         shared_memory: Bytes of shared memory (LDS) a compute unit.
+        shared_memory_of_program: Bytes of it that one program may have.
         default_elements_per_lane: The default config gives a lane about this many elements of a row.
         fp4_conversion: The form of the conversion to E2M1; see templates/lib/mxfp4.jinja.
         device: The device that predictions are made for.
@@ -41,6 +42,7 @@ class Target:
     registers: int
     register_file: int
     shared_memory: int
+    shared_memory_of_program: int
     default_elements_per_lane: int
     fp4_conversion: str
     device: DeviceKey
@@ -63,6 +65,7 @@ TARGETS: dict[str, Target] = {
             registers=512,
             register_file=4 * 64 * 512,
             shared_memory=160 * 1024,
+            shared_memory_of_program=160 * 1024,
             default_elements_per_lane=32,
             fp4_conversion="cvt_scalef32",
             device=DeviceKey("gfx950", 256, 288),
@@ -80,6 +83,7 @@ TARGETS: dict[str, Target] = {
             registers=512,
             register_file=4 * 64 * 512,
             shared_memory=64 * 1024,
+            shared_memory_of_program=64 * 1024,
             default_elements_per_lane=32,
             fp4_conversion="saturate",
             device=DeviceKey("gfx942", 304, 192),
@@ -97,6 +101,7 @@ TARGETS: dict[str, Target] = {
             registers=255,
             register_file=65536,
             shared_memory=228 * 1024,
+            shared_memory_of_program=227 * 1024,
             default_elements_per_lane=64,
             fp4_conversion="saturate",
             device=DeviceKey("sm90", 132, 79),
@@ -113,6 +118,7 @@ TARGETS: dict[str, Target] = {
             registers=255,
             register_file=65536,
             shared_memory=228 * 1024,
+            shared_memory_of_program=227 * 1024,
             default_elements_per_lane=64,
             fp4_conversion="cvt_e2m1x2",
             device=DeviceKey("sm100", 148, 179),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.meta
 
 from tunegen import __version__
 from tunegen.files import write_text_atomically
@@ -57,13 +58,26 @@ def _environment() -> jinja2.Environment:
     )
 
 
+def _closure(template: str) -> set[str]:
+    """A template and every macro file that it imports, directly or not."""
+    environment = _environment()
+    found: set[str] = set()
+    waiting = [template]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            parsed = environment.parse((templates_dir() / name).read_text(encoding="utf-8"))
+            waiting += [reference for reference in jinja2.meta.find_referenced_templates(parsed) if reference]
+    return found
+
+
 @functools.cache
 def template_hash(template: str) -> str:
-    """Hash of a template and of every macro file it may use: a tuned entry made from another is stale."""
-    root = templates_dir()
+    """Hash of a template and of every macro file it uses: a tuned entry made from another is stale."""
     digest = hashlib.sha256()
-    for path in [root / template, *sorted((root / "lib").glob("*.jinja"))]:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for name in sorted(_closure(template)):
+        digest.update(name.encode() + b"\0" + (templates_dir() / name).read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
 
@@ -72,6 +86,7 @@ def _launch_lines(options: dict[str, Any], config: Config, op: str) -> str:
     return (
         f'\n\nKERNEL = "{op}"\n'
         f"ROWS = {config.get('rows', 1)}\n"
+        f"SPLITS = {config.get('splits', 1)}\n"
         f"PROGRAMS_PER_UNIT = {config.get('programs_per_unit', 0)}\n"
         f"OPTIONS = {{{items}}}\n"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunegen.errors import UnknownNameError
-from tunegen.ops._family import Argument, Config, Family, Knob, Problem
+from tunegen.ops._family import Argument, Config, Family, Knob, Problem, config_key
 from tunegen.ops.rmsnorm_mxfp4 import RMSNORM_MXFP4
 
 FAMILIES: tuple[Family, ...] = (RMSNORM_MXFP4,)
@@ -18,4 +18,4 @@ def get_family(op: str) -> Family:
     raise UnknownNameError("op", op, OP_NAMES)
 
 
-__all__ = ["FAMILIES", "OP_NAMES", "Argument", "Config", "Family", "Knob", "Problem", "get_family"]
+__all__ = ["FAMILIES", "OP_NAMES", "Argument", "Config", "Family", "Knob", "Problem", "config_key", "get_family"]

@@ -129,8 +129,16 @@ class Family(ABC):
         """Run-time arguments of the rendered kernel, in order."""
 
     @abstractmethod
+    def grid(self, config: Config, num_tokens: int, units: int) -> tuple[int, int]:
+        """Tiles of work and programs launched for them on a device of ``units`` compute units."""
+
+    @abstractmethod
     def bytes_moved(self, problem: Problem, num_tokens: int) -> int:
         """Bytes a call must read and write at two bytes an activation, each once."""
+
+    def bytes_requested(self, problem: Problem, config: Config, num_tokens: int) -> int:
+        """Bytes that the programs of a config load and store in all: what several of them read counts each time."""
+        return self.bytes_moved(problem, num_tokens)
 
     @abstractmethod
     def twin_configs(self, problem: Problem, target: Target) -> list[Config]:

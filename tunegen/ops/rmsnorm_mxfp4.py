@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -19,6 +20,8 @@ BLOCK = 32
 MAX_SEGMENTS = 16
 # A lane keeps its elements as fp32 through the row reduction, beside the weight: more than 128 spill.
 MAX_ELEMENTS_PER_LANE = 128
+# What a layout change of a tile of rows takes beside the pipeline's buffers.
+EXCHANGE_BYTES = 8192
 # Lanes load 16 bytes at a time: 8 activations.
 ELEMENTS_PER_LOAD = 8
 
@@ -61,6 +64,13 @@ def greedy_cover(hidden_size: int, largest: int) -> list[int]:
     return widths
 
 
+def split_choices(hidden_size: int) -> tuple[int, ...]:
+    """Into how many equal parts of whole blocks a row may be split: up to 8, and 7168 into 7 of 1024."""
+    odd = hidden_size // (hidden_size & -hidden_size)
+    choices = {1, 2, 4, 8, *((odd,) if odd < 8 else ())}
+    return tuple(sorted(n for n in choices if hidden_size % (BLOCK * n) == 0))
+
+
 def _power_of_two_at_most(value: int) -> int:
     return 1 << (value.bit_length() - 1)
 
@@ -97,6 +107,7 @@ class RmsnormMxfp4(Family):
             rounding = rounding.removeprefix("sum_")
         return Problem(problem.op, problem.shape, rounding)
 
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - the family lives as long as the module
     def knobs(self, problem: Problem, target: Target) -> tuple[Knob, ...]:
         self.check_shape(problem)
         hidden_size = problem.sizes["hidden_size"]
@@ -110,6 +121,7 @@ class RmsnormMxfp4(Family):
                 covers.append(format_cover(cover))
             largest //= 2
         knobs = [
+            Knob("splits", split_choices(hidden_size), "programs that share a row; each reads all of it"),
             Knob("rows", (1, 2, 4, 8), "rows a program handles at a time"),
             Knob("programs_per_unit", (0, 1, 2, 4, 8), "0: a program a tile; k: k programs a unit loop over tiles"),
             Knob("num_stages", (1, 2, 3), "software pipeline depth of that loop"),
@@ -140,7 +152,12 @@ class RmsnormMxfp4(Family):
             )
         if len(widths) > MAX_SEGMENTS:
             raise ConfigError(f"A cover has at most {MAX_SEGMENTS} segments; {config['cover']} has {len(widths)}.")
-        rows, warps = int(config["rows"]), int(config["num_warps"])
+        rows, warps, splits = int(config["rows"]), int(config["num_warps"]), int(config["splits"])
+        if splits > 1 and (rows > 1 or config["programs_per_unit"]):
+            raise ConfigError(
+                f"Programs that share a row (splits {splits}) take one row each, without a loop: rows 1 and"
+                f" programs_per_unit 0; got rows {rows}, programs_per_unit {config['programs_per_unit']}."
+            )
         if warps > target.max_warps:
             raise ConfigError(f"{target.name} runs at most {target.max_warps} warps a program; got {warps}.")
         lanes = warps * target.warp_size
@@ -155,8 +172,14 @@ class RmsnormMxfp4(Family):
                 f"The widest segment must give each of the {lanes} lanes at least 2 elements; {rows} x {max(widths)}"
                 " is too narrow. Take fewer warps or wider segments."
             )
-        if rows > 1 and per_lane * rows > 8 * MAX_ELEMENTS_PER_LANE:
-            raise ConfigError(f"{rows} rows of {hidden_size} a program are more than its registers hold. Take fewer.")
+        copies = (int(config["num_stages"]) - 1) * (2 if problem.op == NORM_ADD else 1)
+        pipelined = copies * rows * 2 * hidden_size + EXCHANGE_BYTES * (copies > 0)
+        if pipelined > target.shared_memory_of_program:
+            raise ConfigError(
+                f"A pipeline of {config['num_stages']} stages keeps {pipelined} bytes of {rows} rows of {hidden_size}"
+                f" in shared memory; {target.name} gives a program {target.shared_memory_of_program}."
+                " Take fewer stages or rows."
+            )
 
     def default(self, problem: Problem, target: Target) -> Config:
         """A row a program; about ``target.default_elements_per_lane`` elements a lane, half with a residual;
@@ -178,19 +201,32 @@ class RmsnormMxfp4(Family):
         hidden_size = problem.sizes["hidden_size"]
         rows = int(config["rows"])
         lanes = int(config["num_warps"]) * target.warp_size
-        segments: list[dict[str, int]] = []
-        start = 0
-        for index, width in enumerate(parse_cover(str(config["cover"]))):
-            per_lane = rows * width // lanes
-            pack = next((p for p in (8, 4) if per_lane >= p), 2)
-            segments.append({"index": index, "start": start, "width": width, "pack": pack})
-            start += width
+        splits = int(config["splits"])
+        cover = parse_cover(str(config["cover"]))
+        part = hidden_size // splits
+
+        def placed(widths: list[int]) -> list[dict[str, int]]:
+            segments = []
+            start = 0
+            for index, width in enumerate(widths):
+                per_lane = rows * width // lanes
+                pack = next((p for p in (8, 4) if per_lane >= p), 2)
+                segments.append({"index": index, "start": start, "width": width, "pack": pack})
+                start += width
+            return segments
+
+        row_segments = placed(cover)
+        segments = placed(greedy_cover(part, max(cover))) if splits > 1 else row_segments
         return {
             "norm": problem.op != DYNAMIC,
             "residual": problem.op == NORM_ADD,
             "rounding": problem.rounding,
             "hidden_size": hidden_size,
             "reciprocal": repr(1.0 / hidden_size),
+            "splits": splits,
+            "part": part,
+            "row_segments": row_segments,
+            "row_widths": list(dict.fromkeys(cover)),
             "segments": segments,
             "widths": list(dict.fromkeys(segment["width"] for segment in segments)),
             "packs": sorted({segment["pack"] for segment in segments}, reverse=True),
@@ -227,6 +263,11 @@ class RmsnormMxfp4(Family):
         arguments.append(Argument("PAIRS", "constexpr", true_for=("bfloat16",)))
         return tuple(arguments)
 
+    def grid(self, config: Config, num_tokens: int, units: int) -> tuple[int, int]:
+        tiles = -(-num_tokens // int(config["rows"])) * int(config["splits"])
+        most = int(config["programs_per_unit"]) * units
+        return tiles, min(tiles, most) if most else tiles
+
     def bytes_moved(self, problem: Problem, num_tokens: int) -> int:
         hidden_size = problem.sizes["hidden_size"]
         activations = 3 if problem.op == NORM_ADD else 1
@@ -234,8 +275,18 @@ class RmsnormMxfp4(Family):
         weight = 0 if problem.op == DYNAMIC or not num_tokens else 2 * hidden_size
         return num_tokens * a_row + weight
 
+    def bytes_requested(self, problem: Problem, config: Config, num_tokens: int) -> int:
+        hidden_size, splits = problem.sizes["hidden_size"], int(config["splits"])
+        moved = self.bytes_moved(problem, num_tokens)
+        if problem.op == DYNAMIC:
+            return moved
+        # Programs that share a row read all of it, and their part once more; each program reads its weight.
+        reads = 2 * hidden_size * (2 if problem.op == NORM_ADD else 1)
+        again = num_tokens * reads * splits if splits > 1 else 0
+        return moved + again + 2 * hidden_size * num_tokens
+
     def twin_configs(self, problem: Problem, target: Target) -> list[Config]:
-        """The default's cover and one of wider segments, over warps, with and without a loop over rows."""
+        """Covers of narrow and wide segments over warps, with and without a loop over rows, and split rows."""
         base = self.default(problem, target)
         configs = []
         for warps in (2, 4, 8, 16):
@@ -246,6 +297,10 @@ class RmsnormMxfp4(Family):
                     config = {**base, "cover": cover, "num_warps": warps, "programs_per_unit": programs}
                     if config not in configs and self.valid(problem, target, config):
                         configs.append(config)
+        for splits in split_choices(problem.sizes["hidden_size"])[1:]:
+            config = {**base, "splits": splits, "num_warps": 4}
+            if self.valid(problem, target, config):
+                configs.append(config)
         return configs or [base]
 
 

@@ -17,6 +17,7 @@ class Kernel:
     Attributes:
         function: The ``@triton.jit`` function.
         rows: Rows (tokens) a program handles at a time.
+        splits: Programs that share a row.
         programs_per_unit: 0 for one program a tile; k for a grid of at most k programs a compute unit
             that loop over the tiles.
         options: Launch options of Triton (num_warps, enable_fp_fusion, ...).
@@ -24,12 +25,13 @@ class Kernel:
 
     function: Any
     rows: int
+    splits: int
     programs_per_unit: int
     options: dict[str, Any]
 
     def grid(self, num_tokens: int, units: int) -> tuple[int]:
         """Number of programs for ``num_tokens`` rows on a device of ``units`` compute units."""
-        tiles = -(-num_tokens // self.rows)
+        tiles = -(-num_tokens // self.rows) * self.splits
         return (min(tiles, self.programs_per_unit * units) if self.programs_per_unit else tiles,)
 
 
@@ -43,4 +45,4 @@ def load_kernel(path: Path) -> Kernel:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
-    return Kernel(getattr(module, module.KERNEL), module.ROWS, module.PROGRAMS_PER_UNIT, dict(module.OPTIONS))
+    return Kernel(getattr(module, module.KERNEL), module.ROWS, module.SPLITS, module.PROGRAMS_PER_UNIT, dict(module.OPTIONS))

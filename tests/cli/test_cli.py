@@ -1,0 +1,149 @@
+"""The command line: what a user sees, errors first of all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tunegen.cli import cli
+from tunegen.configs import load_entries
+from tunegen.errors import TunegenError
+
+TUNEGEN = [sys.executable, "-m", "tunegen"]
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def error(*arguments: str) -> str:
+    """The message of the error that a command ends with."""
+    result = CliRunner().invoke(cli, arguments)
+    assert isinstance(result.exception, TunegenError), (result.output, result.exception)
+    return str(result.exception)
+
+
+def test_help_answers_at_once() -> None:
+    """It imports neither torch nor triton nor optuna; the best of five is what this machine can do."""
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = subprocess.run([*TUNEGEN, "--help"], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert "tunegen tune --model deepseek-r1" in done.stdout
+    loaded = "import sys, tunegen.cli; print({'torch', 'triton', 'optuna', 'jinja2', 'rich'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+def test_errors_end_with_status_1_and_no_traceback() -> None:
+    done = subprocess.run(
+        [*TUNEGEN, "render", "rmsnorm", "--hidden-size", "512"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: There is no op 'rmsnorm'.")
+    assert "Traceback" not in done.stderr
+
+
+def test_lists() -> None:
+    assert "deepseek-r1" in run("models")
+    assert "rmsnorm_add_mxfp4_quant(Tensor x, Tensor residual" in run("ops").replace("\n", "")
+    assert "gfx950" in run("targets")
+    shown = run("show", "--target", "sm90", "--op", "rmsnorm_mxfp4_quant")
+    assert "measured" in shown
+    assert "predicted," not in shown
+    assert "predicted" in run("show", "--target", "gfx950")
+
+
+def test_render() -> None:
+    source = run("render", "rmsnorm_mxfp4_quant", "--hidden-size", "7168", "--target", "gfx950", "--set", "num_warps=8")
+    assert "num_warps=8" in source
+    compile(source, "kernel", "exec")
+    assert "registers" in run(
+        "render", "dynamic_mxfp4_quant", "--hidden-size", "512", "--target", "sm90", "--resources"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("render", "rmsnorm_mxfp4", "--hidden-size", "512"), "Did you mean 'rmsnorm_mxfp4_quant'"),
+        (("render", "rmsnorm_mxfp4_quant", "--hidden-size", "500"), "multiple of 32"),
+        (("render", "rmsnorm_mxfp4_quant", "--hidden-size", "512", "--target", "h100"), "no target 'h100'"),
+        (("render", "rmsnorm_mxfp4_quant", "--hidden-size", "512", "--set", "warps=2"), "Did you mean 'num_warps'"),
+        (("render", "rmsnorm_mxfp4_quant", "--hidden-size", "512", "--set", "num_warps"), "--set takes key=value"),
+        (("render", "rmsnorm_mxfp4_quant", "--hidden-size", "512", "--rounding", "half"), "no rounding 'half'"),
+        (("tune",), "Say what for: --model NAME"),
+        (("tune", "--model", "deepseek-r2"), "Did you mean 'deepseek-r1'"),
+        (("tune", "--hidden-size", "512", "--tokens", "1,x"), "Token counts are positive integers"),
+        (("tune", "--hidden-size", "512", "--tokens", "0"), "Token counts are positive integers"),
+        (("tune", "--hidden-size", "512", "--target", "sm100"), "no performance limits of sm100"),
+        (("emit", "--out", "OUT", "--configs", "NOWHERE"), "no tuned_configs folder"),
+        (("emit", "--out", "OUT", "--name", "not-a-name"), "not-a-name"),
+        (("verify", "--pack", "no_such_pack"), "no package 'no_such_pack'"),
+        (("verify", "--pack", "json"), "is not a pack that tunegen emitted"),
+        (("verify", "--target", "gfx94"), "Did you mean 'gfx942'"),
+        (("verify", "--hidden-size", "7136"), "nothing to verify"),
+        (("show", "--op", "nothing"), "no op 'nothing'"),
+    ],
+)
+def test_errors(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    replaced = {"OUT": str(tmp_path / "out"), "NOWHERE": str(tmp_path / "nowhere")}
+    assert message in error(*(replaced.get(argument, argument) for argument in arguments))
+    assert not (tmp_path / "out").exists()
+
+
+def test_measuring_needs_the_target(tmp_path: Path) -> None:
+    message = error(
+        "tune", "--hidden-size", "512", "--target", "gfx942", "--evidence", "measured", "--out", str(tmp_path)
+    )
+    assert "--evidence measured needs a gfx942 GPU" in message
+    assert "--evidence predicted" in message
+
+
+def test_tune_emit_verify(tmp_path: Path) -> None:
+    """The whole path on a small problem, with predicted evidence: what `make tune` does."""
+    out, storage = tmp_path / "tuned", f"sqlite:///{tmp_path}/studies.sqlite3"
+    arguments = [
+        "tune",
+        "--op",
+        "rmsnorm_mxfp4_quant",
+        "--hidden-size",
+        "96",
+        "--target",
+        "gfx942",
+        "--tokens",
+        "1,256",
+    ]
+    arguments += ["--evidence", "predicted", "--trials", "6", "--out", str(out), "--storage", storage]
+    first = subprocess.run([*TUNEGEN, *arguments], capture_output=True, text=True, check=True).stdout
+    assert "up to 6 configs" in first
+    assert f"wrote {out / 'gfx942' / 'rmsnorm_mxfp4_quant.json'}" in first
+    (entry,) = load_entries(out)
+    assert entry.evidence == "predicted"
+    assert entry.trials == 6
+    again = subprocess.run([*TUNEGEN, *arguments], capture_output=True, text=True, check=True).stdout
+    assert "6 of them known from an earlier run" in again
+    assert load_entries(out) == [entry]
+
+    pack = tmp_path / "pack"
+    run("emit", "--configs", str(out), "--out", str(pack), "--name", "small_pack")
+    manifest = json.loads((pack / "small_pack" / "manifest.json").read_text())
+    assert manifest["entries"][0]["evidence"] == "predicted"
+    verified = subprocess.run(
+        [*TUNEGEN, "verify", "--pack", "small_pack"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(pack), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    )
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert " 0 failures" in verified.stdout

@@ -1,0 +1,87 @@
+"""Offline compilation for every target, and the resource report."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tunegen.codegen.compile import Compiled, compile_kernel
+from tunegen.codegen.render import render
+from tunegen.codegen.resources import disassemble
+from tunegen.errors import CompileError
+from tunegen.ops import OP_NAMES, Config, Problem, get_family
+from tunegen.targets import TARGETS, get_target
+
+
+def compiled(op: str, hidden_size: int, target: str, config: Config, rounding: str = "none") -> Compiled:
+    problem = Problem.of(op, {"hidden_size": hidden_size}, rounding)
+    gpu = get_target(target)
+    return compile_kernel(render(problem, gpu, get_family(op).resolve(problem, gpu, config)))
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+@pytest.mark.parametrize("op", OP_NAMES)
+def test_default_config_compiles_without_spills(op: str, name: str) -> None:
+    resources = compiled(op, 7168, name, {}).resources
+    assert resources.spills == 0
+    assert 8 <= resources.registers <= get_target(name).registers
+    assert resources.programs_per_unit >= 1
+    assert 0 < resources.occupancy <= 1
+    assert resources.vector_instructions > 100
+
+
+def test_twins_compile() -> None:
+    for target in TARGETS.values():
+        for op in OP_NAMES:
+            problem = Problem.of(op, {"hidden_size": 1536})
+            for config in get_family(op).twin_configs(problem, target)[:2]:
+                assert compile_kernel(render(problem, target, config, twin=True)).resources.spills == 0
+
+
+def test_gfx950_uses_the_hardware_conversion_without_layout_changes() -> None:
+    """28 conversions for 56 elements a lane; LDS for the row reduction alone; 16-byte loads."""
+    kernel = compiled("rmsnorm_mxfp4_quant", 7168, "gfx950", {"cover": "3x2048+1024", "num_warps": 4})
+    assert len(re.findall(r"v_cvt_scalef32_pk_fp4_f32", kernel.assembly)) == 14
+    assert kernel.resources.shared_memory <= 64
+    assert kernel.resources.barriers <= 5
+    assert "buffer_load_dwordx4" in kernel.assembly
+    assert "buffer_store_dword " in kernel.assembly
+
+
+def test_gfx942_converts_in_software() -> None:
+    kernel = compiled("rmsnorm_mxfp4_quant", 7168, "gfx942", {})
+    assert "cvt_scalef32" not in kernel.assembly
+    assert kernel.resources.shared_memory <= 64
+
+
+def test_sm100_uses_the_hardware_conversion() -> None:
+    assert "cvt.rn.satfinite.e2m1x2.f32" in compiled("dynamic_mxfp4_quant", 512, "sm100", {}).assembly
+
+
+def test_sm90_has_wide_loads_and_no_layout_changes() -> None:
+    kernel = compiled("rmsnorm_add_mxfp4_quant", 7168, "sm90", {"cover": "7x1024", "num_warps": 4})
+    sass = disassemble(kernel.binary)
+    assert len(re.findall(r"LDG\.E(?:\.EL)?\.128", sass)) == 21  # x, residual and weight, seven segments each
+    assert len(re.findall(r"STG\.E\.128", sass)) == 7
+    assert kernel.resources.shared_memory <= 64
+    assert kernel.resources.barriers <= 2
+
+
+def test_occupancy_falls_with_registers() -> None:
+    small = compiled("dynamic_mxfp4_quant", 512, "sm90", {}).resources
+    large = compiled("rmsnorm_mxfp4_quant", 7168, "sm90", {"num_warps": 2, "cover": "14x512"}).resources
+    assert small.registers < large.registers
+    assert small.occupancy > large.occupancy
+    assert large.limiter == "registers"
+
+
+def test_refused_kernel_is_a_clear_error() -> None:
+    problem = Problem.of("dynamic_mxfp4_quant", {"hidden_size": 512})
+    gpu = get_target("sm90")
+    rendered = render(problem, gpu, get_family(problem.op).default(problem, gpu))
+    broken = type(rendered)(
+        rendered.problem, rendered.target, rendered.config, rendered.source.replace("tl.max(", "tl.maxx(")
+    )
+    with pytest.raises(CompileError, match=r"dynamic_mxfp4_quant \(hidden_size 512\) for sm90"):
+        compile_kernel(broken)

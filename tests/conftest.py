@@ -1,0 +1,116 @@
+"""Shared fixtures: where kernels run (the GPU if there is one, else the interpreter)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from tunegen.codegen.render import render
+from tunegen.errors import TargetError
+from tunegen.evaluate.conformance import Arguments, Case, Outputs, fewest_lanes_per_row, run_case
+from tunegen.evaluate.interpreter import Interpreter, interpretable
+from tunegen.ops import Config
+from tunegen.runtime.families import OPS
+from tunegen.runtime.kernel import load_kernel
+from tunegen.targets import Target, get_target, present_device
+
+# Two warp sizes; gfx950's own conversion is an instruction, so that its kernels are gfx942's here.
+INTERPRETED_TARGETS = ("sm90", "gfx942", "gfx950")
+
+Work = Sequence[tuple[Case, Config]]
+Judge = Callable[[Target, Work], list[str]]
+
+
+def _gpu_target() -> Target | None:
+    try:
+        device = present_device()
+    except TargetError:
+        return None
+    return device.target if device else None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the golden files of rendered kernels anew")
+    parser.addoption("--exhaustive", action="store_true", help="run the check of all 2^32 fp32 patterns, on a GPU")
+
+
+@pytest.fixture
+def update_golden(pytestconfig: pytest.Config) -> bool:
+    """True if golden files are to be written."""
+    return bool(pytestconfig.getoption("--update-golden"))
+
+
+@pytest.fixture
+def exhaustive(pytestconfig: pytest.Config) -> bool:
+    """True if the exhaustive check was asked for."""
+    return bool(pytestconfig.getoption("--exhaustive"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes ``target`` runs for that of the GPU here, or else for each that can be interpreted."""
+    if "target" in metafunc.fixturenames:
+        gpu = _gpu_target()
+        targets = [gpu] if gpu else [get_target(name) for name in INTERPRETED_TARGETS]
+        metafunc.parametrize("target", targets, ids=lambda target: target.name)
+
+
+@pytest.fixture(scope="session")
+def on_gpu() -> bool:
+    """True if kernels run on a GPU."""
+    return _gpu_target() is not None
+
+
+@pytest.fixture(scope="session")
+def kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where rendered kernels are written; they must outlive what loads them."""
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="session")
+def interpreter(pytestconfig: pytest.Config) -> Iterator[Interpreter]:
+    """The pool of interpreting processes; they start with the first case."""
+    # pytest-xdist has a process a core already.
+    workers = 1 if hasattr(pytestconfig, "workerinput") else os.cpu_count() or 2
+    with Interpreter(workers) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def judge(request: pytest.FixtureRequest, kernel_folder: Path, on_gpu: bool) -> Judge:
+    """Runs cases, each with a config, and returns what is wrong, a line a failure."""
+
+    def on_device(target: Target, work: Work) -> list[list[str]]:
+        device = torch.device("cuda", torch.cuda.current_device())
+        units = torch.cuda.get_device_properties(device).multi_processor_count
+        results = []
+        for case, config in work:
+            op = OPS[case.problem.op]
+            kernel = load_kernel(render(case.problem, target, config).write(kernel_folder))
+
+            def launch(outputs: Outputs, args: Arguments, op=op, kernel=kernel) -> None:  # type: ignore[no-untyped-def]
+                op.launch(kernel, units, outputs, *args)
+
+            results.append(run_case(launch, case, device, fewest_lanes_per_row(target, config)))
+        return results
+
+    def interpreted(target: Target, work: Work) -> list[list[str]]:
+        pool: Interpreter = request.getfixturevalue("interpreter")
+        futures = []
+        for case, config in work:
+            path = interpretable(case.problem, target, config).write(kernel_folder)
+            futures.append(pool.submit(path, case, fewest_lanes_per_row(target, config)))
+        return [future.result() for future in futures]
+
+    def run(target: Target, work: Work) -> list[str]:
+        results = (on_device if on_gpu else interpreted)(target, work)
+        return [
+            f"{case}, {config}: {failure}"
+            for (case, config), found in zip(work, results, strict=True)
+            for failure in found
+        ]
+
+    return run

@@ -1,0 +1,250 @@
+# rmsnorm_add_mxfp4_quant, rendered by tunegen 0.1.0; edit the template, not this file.
+#
+# template  templates/rmsnorm_mxfp4.py.jinja (61ca3b2df9e3)
+# target    sm90
+# shape     hidden_size=7168
+# rounding  none
+# config    splits=1, rows=1, programs_per_unit=0, num_stages=1, cover=7x1024, num_warps=4, load_policy=default, store_policy=default
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_row(
+    row_ptr,
+    START: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PAIRS: tl.constexpr,
+    POLICY: tl.constexpr,
+):
+    """Columns START to START + WIDTH as fp32.
+
+    PAIRS: the values are bfloat16 on a four-byte boundary. Two are loaded as one word, whose halves take one
+    operation each to widen; values loaded one by one take three for two.
+    """
+    if PAIRS:
+        columns = START // 2 + tl.arange(0, WIDTH // 2)
+        words = tl.load(row_ptr.to(tl.pointer_type(tl.int32)) + columns, eviction_policy=POLICY)
+        even = (words << 16).to(tl.float32, bitcast=True)
+        odd = (words & -0x10000).to(tl.float32, bitcast=True)
+        values = tl.reshape(tl.join(even, odd), (WIDTH,))
+    else:
+        columns = START + tl.arange(0, WIDTH)
+        values = tl.load(row_ptr + columns, eviction_policy=POLICY).to(tl.float32)
+    return values
+
+
+@triton.jit
+def block_amax_bits(values, NUM_BLOCKS: tl.constexpr):
+    """Bit pattern of the largest |value| of each 32: compared as an integer, so that NaN wins."""
+    bits = values.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    return tl.max(tl.reshape(bits, (NUM_BLOCKS, 32)), axis=1)
+
+
+@triton.jit
+def of_words(block_tile, NUM_BLOCKS: tl.constexpr, PACK: tl.constexpr):
+    """What is the same for all 32 elements of a block, (NUM_BLOCKS, 32), once for each word of PACK elements.
+
+    Reduced from the elements, it has the layout in which the packed words come out, so that nothing passes
+    through shared memory; the compiler sees that all operands of a reduction are one register.
+    """
+    return tl.max(tl.reshape(block_tile, (NUM_BLOCKS, 32 // PACK, PACK)), axis=2)
+
+
+@triton.jit
+def saturate(a):
+    return tl.minimum(tl.maximum(a, 0.0), 1.0)
+
+
+@triton.jit
+def round_e2m1(a, half):
+    """Bits of 2^23 + the E2M1 code of 2 a half, which is below 7, rounded to nearest even.
+
+    The code of v is the nearest-even integer of min(2 v, v + 2, v / 2 + 4), which with h = v / 2 is
+    4 sat(h) + 2 sat(h - 1) + 2 sat(h / 2 - 1). Every term below the last one that is not 0 is an
+    integer: added to 2^23 one by one, they round once.
+    """
+    code = tl.fma(saturate(tl.fma(a, half, 0.0)), 4.0, 8388608.0)
+    code = tl.fma(saturate(tl.fma(a, half, -1.0)), 2.0, code)
+    code = tl.fma(saturate(tl.fma(a, half * 0.5, -1.0)), 2.0, code)
+    return code.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def append_sign(signs, bits):
+    """Shifts the top four bits of a value in from the right: its sign comes to the nibble's top."""
+    return (signs << 4) | ((bits >> 28) & 0xF)
+
+
+@triton.jit
+def pack_8(values, scale, NUM_BLOCKS: tl.constexpr):
+    """E2M1 codes of values * scale (block by block), 8 a word, the even element low."""
+    bits = values.to(tl.int32, bitcast=True)
+    a = (bits & 0x7FFFFFFF).to(tl.float32, bitcast=True)
+    codes = round_e2m1(a, scale * 0.5)
+    even, odd = tl.split(tl.reshape(codes, (NUM_BLOCKS, 4, 4, 2)))
+    even_04, even_26 = tl.split(tl.reshape(even, (NUM_BLOCKS, 4, 2, 2)))
+    odd_15, odd_37 = tl.split(tl.reshape(odd, (NUM_BLOCKS, 4, 2, 2)))
+    c0, c4 = tl.split(even_04)
+    c2, c6 = tl.split(even_26)
+    c1, c5 = tl.split(odd_15)
+    c3, c7 = tl.split(odd_37)
+    even, odd = tl.split(tl.reshape(bits, (NUM_BLOCKS, 4, 4, 2)))
+    even_04, even_26 = tl.split(tl.reshape(even, (NUM_BLOCKS, 4, 2, 2)))
+    odd_15, odd_37 = tl.split(tl.reshape(odd, (NUM_BLOCKS, 4, 2, 2)))
+    b0, b4 = tl.split(even_04)
+    b2, b6 = tl.split(even_26)
+    b1, b5 = tl.split(odd_15)
+    b3, b7 = tl.split(odd_37)
+    signs = append_sign((b7 >> 28) & 0xF, b6)
+    word = (c7 << 4) + c6
+    signs = append_sign(signs, b5)
+    word = (word << 4) + c5
+    signs = append_sign(signs, b4)
+    word = (word << 4) + c4
+    signs = append_sign(signs, b3)
+    word = (word << 4) + c3
+    signs = append_sign(signs, b2)
+    word = (word << 4) + c2
+    signs = append_sign(signs, b1)
+    word = (word << 4) + c1
+    signs = append_sign(signs, b0)
+    word = (word << 4) + c0
+    # The exponent of 2^23 has left the word at the top, but for that of the last two: 0x4B000000 * 17.
+    return (word + 0x05000000) | (signs & -0x77777778)
+
+
+@triton.jit
+def store_mxfp4(
+    values,
+    amax_bits,
+    norm,
+    q_ptr,
+    scales_ptr,
+    COLUMN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PACK: tl.constexpr,
+):
+    """Quantises values * norm of columns COLUMN to COLUMN + WIDTH; stores codes and E8M0 scales.
+
+    The lane that holds a block's first word stores its scale.
+    """
+    NUM_BLOCKS: tl.constexpr = WIDTH // 32
+    WORDS: tl.constexpr = NUM_BLOCKS * 32 // PACK
+    # What belongs to a block is spelled for each of its elements: a lane computes it once all the same.
+    amax_bits = tl.broadcast_to(amax_bits[:, None], (NUM_BLOCKS, 32))
+    amax_bits = (amax_bits.to(tl.float32, bitcast=True) * norm).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    finite = amax_bits < 0x7F800000
+    e8 = tl.maximum(((amax_bits + 0x200000) >> 23) - 2, 0)
+    keep = finite & (amax_bits >= 0x1F800000)  # 2^-64
+    scale = tl.where(keep, e8, tl.where(finite, 0, 255))
+    values = tl.reshape(values, (NUM_BLOCKS, 32))
+    factor = ((254 - e8) << 23).to(tl.float32, bitcast=True) * norm
+    words = pack_8(values, factor, NUM_BLOCKS)
+    words = tl.reshape(words & of_words(tl.where(keep, -1, 0), NUM_BLOCKS, PACK), (WORDS,))
+    scale = tl.reshape(of_words(scale, NUM_BLOCKS, PACK), (WORDS,))
+
+    word_type: tl.constexpr = tl.int32 if PACK == 8 else (tl.int16 if PACK == 4 else tl.int8)
+    # Said not to be contiguous, words are stored by the lanes that hold them, not regrouped for wider stores.
+    index = tl.max_contiguous(tl.arange(0, WORDS), 1)
+    words_ptr = q_ptr.to(tl.pointer_type(word_type)) + COLUMN // PACK + index
+    tl.store(words_ptr, words.to(word_type))
+    first = index % (32 // PACK) == 0
+    tl.store(scales_ptr + COLUMN // 32 + index // (32 // PACK), scale.to(tl.uint8), mask=first)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def rmsnorm_add_mxfp4_quant(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    q_ptr,
+    scales_ptr,
+    residual_out_ptr,
+    num_tokens,
+    x_stride,
+    residual_stride,
+    epsilon,
+    PAIRS: tl.constexpr,
+):
+    columns_1024 = tl.arange(0, 1024)
+    tile = tl.program_id(0)
+    first_row = tile.to(tl.int64)
+    x_row = x_ptr + first_row * x_stride
+    residual_row = residual_ptr + first_row * residual_stride
+    residual_out_row = residual_out_ptr + first_row * 7168
+    q_row = q_ptr + first_row * 3584
+    scales_row = scales_ptr + first_row * 224
+    x_0 = load_row(x_row, 0, 1024, PAIRS, "")
+    x_1 = load_row(x_row, 1024, 1024, PAIRS, "")
+    x_2 = load_row(x_row, 2048, 1024, PAIRS, "")
+    x_3 = load_row(x_row, 3072, 1024, PAIRS, "")
+    x_4 = load_row(x_row, 4096, 1024, PAIRS, "")
+    x_5 = load_row(x_row, 5120, 1024, PAIRS, "")
+    x_6 = load_row(x_row, 6144, 1024, PAIRS, "")
+    residual_0 = load_row(residual_row, 0, 1024, PAIRS, "")
+    residual_1 = load_row(residual_row, 1024, 1024, PAIRS, "")
+    residual_2 = load_row(residual_row, 2048, 1024, PAIRS, "")
+    residual_3 = load_row(residual_row, 3072, 1024, PAIRS, "")
+    residual_4 = load_row(residual_row, 4096, 1024, PAIRS, "")
+    residual_5 = load_row(residual_row, 5120, 1024, PAIRS, "")
+    residual_6 = load_row(residual_row, 6144, 1024, PAIRS, "")
+    weight_0 = load_row(weight_ptr, 0, 1024, PAIRS, "evict_last")
+    weight_1 = load_row(weight_ptr, 1024, 1024, PAIRS, "evict_last")
+    weight_2 = load_row(weight_ptr, 2048, 1024, PAIRS, "evict_last")
+    weight_3 = load_row(weight_ptr, 3072, 1024, PAIRS, "evict_last")
+    weight_4 = load_row(weight_ptr, 4096, 1024, PAIRS, "evict_last")
+    weight_5 = load_row(weight_ptr, 5120, 1024, PAIRS, "evict_last")
+    weight_6 = load_row(weight_ptr, 6144, 1024, PAIRS, "evict_last")
+    sum_0 = x_0 + residual_0
+    tl.store(residual_out_row + columns_1024, sum_0.to(x_ptr.dtype.element_ty))
+    sum_1 = x_1 + residual_1
+    tl.store(residual_out_row + 1024 + columns_1024, sum_1.to(x_ptr.dtype.element_ty))
+    sum_2 = x_2 + residual_2
+    tl.store(residual_out_row + 2048 + columns_1024, sum_2.to(x_ptr.dtype.element_ty))
+    sum_3 = x_3 + residual_3
+    tl.store(residual_out_row + 3072 + columns_1024, sum_3.to(x_ptr.dtype.element_ty))
+    sum_4 = x_4 + residual_4
+    tl.store(residual_out_row + 4096 + columns_1024, sum_4.to(x_ptr.dtype.element_ty))
+    sum_5 = x_5 + residual_5
+    tl.store(residual_out_row + 5120 + columns_1024, sum_5.to(x_ptr.dtype.element_ty))
+    sum_6 = x_6 + residual_6
+    tl.store(residual_out_row + 6144 + columns_1024, sum_6.to(x_ptr.dtype.element_ty))
+    squares_1024 = sum_0 * sum_0
+    squares_1024 = tl.fma(sum_1, sum_1, squares_1024)
+    squares_1024 = tl.fma(sum_2, sum_2, squares_1024)
+    squares_1024 = tl.fma(sum_3, sum_3, squares_1024)
+    squares_1024 = tl.fma(sum_4, sum_4, squares_1024)
+    squares_1024 = tl.fma(sum_5, sum_5, squares_1024)
+    squares_1024 = tl.fma(sum_6, sum_6, squares_1024)
+    y_0 = sum_0 * weight_0
+    amax_0 = block_amax_bits(y_0, 32)
+    y_1 = sum_1 * weight_1
+    amax_1 = block_amax_bits(y_1, 32)
+    y_2 = sum_2 * weight_2
+    amax_2 = block_amax_bits(y_2, 32)
+    y_3 = sum_3 * weight_3
+    amax_3 = block_amax_bits(y_3, 32)
+    y_4 = sum_4 * weight_4
+    amax_4 = block_amax_bits(y_4, 32)
+    y_5 = sum_5 * weight_5
+    amax_5 = block_amax_bits(y_5, 32)
+    y_6 = sum_6 * weight_6
+    amax_6 = block_amax_bits(y_6, 32)
+    sum_of_squares = tl.sum(squares_1024)
+    norm = tl.rsqrt(sum_of_squares * 0.00013950892857142856 + epsilon)  # 1 / 7168
+    norm = tl.where(sum_of_squares < float("inf"), norm, float("nan"))
+    store_mxfp4(y_0, amax_0, norm, q_row, scales_row, 0, 1024, 8)
+    store_mxfp4(y_1, amax_1, norm, q_row, scales_row, 1024, 1024, 8)
+    store_mxfp4(y_2, amax_2, norm, q_row, scales_row, 2048, 1024, 8)
+    store_mxfp4(y_3, amax_3, norm, q_row, scales_row, 3072, 1024, 8)
+    store_mxfp4(y_4, amax_4, norm, q_row, scales_row, 4096, 1024, 8)
+    store_mxfp4(y_5, amax_5, norm, q_row, scales_row, 5120, 1024, 8)
+    store_mxfp4(y_6, amax_6, norm, q_row, scales_row, 6144, 1024, 8)
+
+
+KERNEL = "rmsnorm_add_mxfp4_quant"
+ROWS = 1
+SPLITS = 1
+PROGRAMS_PER_UNIT = 0
+OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}

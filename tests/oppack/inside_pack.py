@@ -1,0 +1,235 @@
+"""Runs in a process of its own, which has an emitted pack and torch and nothing of tunegen.
+
+    python inside_pack.py PROJECT EXPECTED
+
+Prints one JSON object: the name of each check, with what failed in it or an empty string. EXPECTED is a file of
+calls and their outputs, made with the reference.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+import traceback
+import warnings
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PROJECT, EXPECTED = Path(sys.argv[1]), Path(sys.argv[2])
+
+
+class Blocker(MetaPathFinder):
+    """Refuses what a pack must not import; jinja2 is PyTorch's own affair."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        root = fullname.partition(".")[0]
+        frame, importers = sys._getframe(), []
+        while frame is not None:
+            importers.append(frame.f_globals.get("__name__", ""))
+            frame = frame.f_back
+        by_torch = any(name.partition(".")[0] == "torch" for name in importers)
+        if root in ("tunegen", "optuna") or (root == "jinja2" and not by_torch):
+            raise ImportError(f"{fullname} is blocked")
+
+
+def outputs_of(call: dict[str, Any], function: Any = None) -> tuple[torch.Tensor, ...]:
+    function = function or getattr(importlib.import_module("tunegen_ops"), call["op"])
+    return function(*call["args"])
+
+
+def assert_equal(call: dict[str, Any], outputs: tuple[torch.Tensor, ...]) -> None:
+    assert len(outputs) == len(call["outputs"])
+    for output, expected in zip(outputs, call["outputs"], strict=True):
+        assert output.dtype == expected.dtype, call["op"]
+        assert torch.equal(output, expected), call["op"]
+
+
+def check_import_is_quick_and_lazy() -> None:
+    triton_there = "triton" in sys.modules
+    start = time.perf_counter()
+    pack = importlib.import_module("tunegen_ops")
+    seconds = time.perf_counter() - start
+    assert seconds < 0.3, seconds
+    assert triton_there or "triton" not in sys.modules
+    assert not [name for name in sys.modules if name.startswith("_tunegen_kernel")]
+    assert not {"tunegen", "optuna"} & set(sys.modules)
+    assert pack.__version__.startswith("0.")
+
+
+def check_cpu_is_the_reference() -> None:
+    calls = torch.load(EXPECTED)
+    assert {call["op"] for call in calls} == {"dynamic_mxfp4_quant", "rmsnorm_mxfp4_quant", "rmsnorm_add_mxfp4_quant"}
+    for call in calls:
+        assert_equal(call, outputs_of(call))
+
+
+def check_no_tokens() -> None:
+    import tunegen_ops
+
+    q, scales, residual_out = tunegen_ops.rmsnorm_add_mxfp4_quant(
+        torch.empty(0, 96).bfloat16(), torch.empty(0, 96).bfloat16(), torch.ones(96).bfloat16(), 1e-6
+    )
+    assert (q.shape, scales.shape, residual_out.shape) == ((0, 48), (0, 3), (0, 96))
+
+
+def check_opcheck() -> None:
+    tested = set()
+    for call in torch.load(EXPECTED):
+        rounding = call["args"][-1] if isinstance(call["args"][-1], str) else ""
+        if (call["op"], rounding) in tested or call["args"][0].shape[0] < 2:
+            continue
+        tested.add((call["op"], rounding))
+        op = getattr(torch.ops.tunegen_ops, call["op"]).default
+        torch.library.opcheck(op, tuple(call["args"]))
+        # Only inputs that require grad make test_autograd_registration do something. The AOT test adds the sums of
+        # the outputs up in the first one's dtype, an integer, and then cannot differentiate.
+        args = [arg.clone().requires_grad_() if isinstance(arg, torch.Tensor) else arg for arg in call["args"]]
+        utils = ("test_schema", "test_autograd_registration", "test_faketensor")
+        torch.library.opcheck(op, tuple(args), test_utils=utils)
+    assert len(tested) == 11, tested
+
+
+def check_pt2_compliant() -> None:
+    import tunegen_ops  # noqa: F401
+
+    for op in ("dynamic_mxfp4_quant", "rmsnorm_mxfp4_quant", "rmsnorm_add_mxfp4_quant"):
+        assert torch.Tag.pt2_compliant_tag in getattr(torch.ops.tunegen_ops, op).default.tags
+
+
+def check_inference_only() -> None:
+    import tunegen_ops
+
+    x = torch.randn(3, 96).bfloat16().requires_grad_()
+    weight = torch.nn.Parameter(torch.ones(96).bfloat16())
+    q, scales, residual_out = tunegen_ops.rmsnorm_add_mxfp4_quant(x, x.detach(), weight, 1e-6)
+    assert not q.requires_grad
+    assert not scales.requires_grad
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        residual_out.float().sum().backward()
+    assert any("autograd kernel was not registered" in str(warning.message) for warning in caught)
+    assert x.grad is None
+    with torch.inference_mode():
+        tunegen_ops.rmsnorm_add_mxfp4_quant(x, x, weight, 1e-6)
+
+
+def check_compiles_once_for_all_token_counts() -> None:
+    import tunegen_ops
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    weight = torch.rand(96).bfloat16()
+
+    def model(x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, scales, residual = tunegen_ops.rmsnorm_add_mxfp4_quant(x * 2, residual, weight, 1e-6, "sum_output")
+        return (q + 1, scales, residual, *tunegen_ops.dynamic_mxfp4_quant(residual))
+
+    for backend in ("eager", "aot_eager"):
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend(backend)
+        compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=counter)
+        for tokens, compilations in ((3, 1), (17, 1), (33, 1), (1, 2), (3, 2), (0, 3), (65, 3)):
+            args = torch.randn(2, tokens, 96).bfloat16()
+            for output, expected in zip(compiled(*args), model(*args), strict=True):
+                assert torch.equal(output, expected)
+            assert counter.frame_count <= compilations, (backend, tokens, counter.frame_count)
+
+
+def check_bad_inputs_are_refused() -> None:
+    import tunegen_ops
+    from tunegen_ops.runtime.families import OpInputError
+
+    x, weight = torch.zeros(2, 96).bfloat16(), torch.ones(96).bfloat16()
+    cases: list[tuple[Any, ...]] = [(x[0], weight, 1e-6), (x[:, :95], weight, 1e-6), (x, weight, 1e-6, "nearest")]
+    for args in cases:
+        try:
+            tunegen_ops.rmsnorm_mxfp4_quant(*args)
+        except OpInputError:
+            continue
+        raise AssertionError(args)
+
+
+def check_supports_and_explains() -> None:
+    import tunegen_ops
+    from tunegen_ops.runtime.api import PackNameError
+    from tunegen_ops.runtime.device import DeviceKey
+
+    mi350x, h100 = DeviceKey("gfx950", 256, 288), DeviceKey("sm90", 132, 79)
+    op = "rmsnorm_mxfp4_quant"
+    assert tunegen_ops.supports(op, device=mi350x, hidden_size=512)
+    assert not tunegen_ops.supports(op, device=mi350x, hidden_size=544)
+    assert not tunegen_ops.supports(op, device=DeviceKey("gfx942", 304, 192), hidden_size=512)
+    assert not tunegen_ops.supports(op, device="cpu", hidden_size=512)
+
+    explanation = tunegen_ops.explain(op, 16, device=h100, rounding="sum_output", hidden_size=512)
+    assert explanation.kernel.startswith("kernels/sm90/rmsnorm_mxfp4_quant/h512_output_")
+    assert (PROJECT / "tunegen_ops" / explanation.kernel).is_file()
+    assert explanation.bucket.tokens == 8
+    assert explanation.note == ""
+    text = str(explanation)
+    for part in (explanation.kernel, "measured", "programs_per_unit=1", "at most 16", "median_us 2.0", "H100"):
+        assert part in text, (part, text)
+    assert tunegen_ops.explain(op, 17, device=h100, hidden_size=512).bucket.tokens == 64
+    h200 = tunegen_ops.explain(op, 1, device=DeviceKey("sm90", 132, 140), hidden_size=512)
+    assert h200.kernel is not None
+    assert "tunegen tune --op rmsnorm_mxfp4_quant --hidden-size 512" in h200.note
+    assert tunegen_ops.explain(op, 1, device="cpu", hidden_size=512).kernel is None
+    assert "reference" in str(tunegen_ops.explain(op, 1, device=h100, hidden_size=544))
+
+    for call, hint in (
+        (lambda: tunegen_ops.supports("rmsnorm_mxfp4_qant", hidden_size=512), "Did you mean 'rmsnorm_mxfp4_quant'?"),
+        (lambda: tunegen_ops.supports(op, hiden_size=512), "Did you mean 'hidden_size'?"),
+        (lambda: tunegen_ops.explain(op, 1, hidden_size=512, heads=8), "There is no size of rmsnorm_mxfp4_quant"),
+        (lambda: tunegen_ops.explain(op, 1), "hidden_size=..."),
+        (lambda: tunegen_ops.explain(op, 1, hidden_size=512, rounding="up"), "rounding must be one of"),
+    ):
+        try:
+            call()
+        except ValueError as error:
+            assert hint in str(error), error
+            assert "rounding" in hint or isinstance(error, PackNameError)
+        else:
+            raise AssertionError(hint)
+
+
+def check_warmup_on_cpu_does_nothing() -> None:
+    import tunegen_ops
+
+    assert tunegen_ops.warmup(device="cpu").kernels == 0
+
+
+def check_importing_again_changes_nothing() -> None:
+    import tunegen_ops
+
+    call = torch.load(EXPECTED)[0]
+    importlib.reload(tunegen_ops)
+    assert_equal(call, outputs_of(call))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tunegen_ops"]:
+        del sys.modules[name]
+    again = importlib.import_module("tunegen_ops")
+    assert again is not tunegen_ops
+    del tunegen_ops
+    assert_equal(call, outputs_of(call))
+
+
+def main() -> None:
+    sys.meta_path.insert(0, Blocker())
+    sys.path.insert(0, str(PROJECT))
+    results = {}
+    for name, check in list(globals().items()):
+        if name.startswith("check_"):
+            try:
+                check()
+            except Exception:
+                results[name] = traceback.format_exc()
+            else:
+                results[name] = ""
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Tuned entries made up for tests: default configs, a few buckets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tunegen.codegen.render import template_hash
+from tunegen.configs import TunedBucket, TunedEntry
+from tunegen.ops import OP_NAMES, Problem, get_family
+from tunegen.runtime.device import DeviceKey
+from tunegen.targets import Target, get_target
+
+HIDDEN_SIZES = (512, 96)
+# Token counts tuned at, and the last that each serves.
+BUCKETS = ((1, 2), (8, 16), (64, None))
+
+
+def make_entry(
+    op: str, hidden_size: int, target: Target, device: DeviceKey | None = None, evidence: str = "measured"
+) -> TunedEntry:
+    """An entry whose buckets have different configs, so that they have different kernel files."""
+    family = get_family(op)
+    problem = Problem.of(op, {"hidden_size": hidden_size})
+    default = family.default(problem, target)
+    return TunedEntry(
+        op=op,
+        target=target.name,
+        device=device or target.device,
+        shape={"hidden_size": hidden_size},
+        dtype="bfloat16",
+        evidence=evidence,
+        template_hash=template_hash(family.template),
+        environment={"device_name": target.device_name},
+        trials=3,
+        buckets=[
+            TunedBucket(tokens, last, {**default, "programs_per_unit": programs}, {"median_us": 1.0 + programs})
+            for programs, (tokens, last) in zip((0, 1, 4), BUCKETS, strict=True)
+        ],
+    )
+
+
+def make_entries(
+    targets: tuple[str, ...] = ("gfx950", "sm90"), device: DeviceKey | None = None, evidence: str = "measured"
+) -> list[TunedEntry]:
+    """An entry for every op, hidden size and target."""
+    return [
+        make_entry(op, hidden_size, get_target(target), device, evidence)
+        for op in OP_NAMES
+        for hidden_size in HIDDEN_SIZES
+        for target in targets
+    ]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """All files under a folder with their content."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

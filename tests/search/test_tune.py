@@ -1,0 +1,166 @@
+"""The search with an evaluator whose times are a formula: no compiler, no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tunegen.configs import TunedBucket, TunedEntry
+from tunegen.errors import CompileError, UsageError
+from tunegen.ops import Config, Problem, config_key, get_family
+from tunegen.runtime.device import DeviceKey
+from tunegen.search.decide import decide
+from tunegen.search.evaluators import Evaluator
+from tunegen.search.proposals import Proposer, objectives, token_groups, valid_configs
+from tunegen.search.record import Outcome, open_storage
+from tunegen.search.tune import Plan, Reporter, tune
+from tunegen.targets import get_target
+
+PROBLEM = Problem.of("rmsnorm_mxfp4_quant", {"hidden_size": 512})
+TARGET = get_target("sm90")
+TOKENS = (1, 256, 4096)
+
+
+def formula(config: Config, tokens: int) -> float:
+    """A time with one optimum, which differs by token count."""
+    warps = 4 if tokens > 64 else 1
+    time = 1.0 + abs(int(config["num_warps"]) - warps) / 8 + (0 if config["rows"] == 2 else 0.2)
+    return time * tokens**0.5
+
+
+class Formula(Evaluator):
+    evidence = "predicted"
+
+    def __init__(self, failing: str = "") -> None:
+        super().__init__(TARGET, DeviceKey("sm90", 132, 79), list(TOKENS), workers=1)
+        self.evaluated: list[str] = []
+        self.failing = failing
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"device_name": "a formula"}
+
+    def prepare(self, problem: Problem, config: Config, twin: bool = False) -> None:  # type: ignore[override]
+        assert get_family(problem.op).valid(problem, TARGET, config)
+
+    def evaluate(self, problem: Problem, config: Config) -> Outcome:
+        key = config_key(config)
+        assert key not in self.evaluated, "a config was evaluated twice"
+        self.evaluated.append(key)
+        if self.failing and f'"{self.failing}"' in key:
+            return Outcome(config, {}, "planted", {})
+        return Outcome(config, {tokens: formula(config, tokens) for tokens in TOKENS}, "", {})
+
+    def choose(self, problem: Problem, outcomes: list[Outcome], edges: list[int | None]) -> list[TunedBucket]:
+        family = get_family(problem.op)
+        default = family.default(problem, TARGET)
+        buckets = []
+        for tokens, edge in zip(TOKENS, edges, strict=True):
+            times = [(outcome.config, outcome.times[tokens]) for outcome in outcomes]
+            decision = decide(times, default, 0.01, lambda c: family.complexity(problem, TARGET, c))
+            fields = {"predicted_us": decision.time, "default_us": formula(default, tokens)}
+            buckets.append(TunedBucket(tokens, edge, decision.config, fields))
+        return buckets
+
+
+class Silent(Reporter):
+    def __init__(self) -> None:
+        self.known = 0
+        self.failures = 0
+
+    def started(self, problem: Problem, known: int, trials: int) -> None:
+        self.known = known
+
+    def evaluated(self, problem: Problem, outcome: Outcome, done: int, best: float) -> None:
+        self.failures += bool(outcome.failure)
+
+    def decided(self, entry: TunedEntry) -> None:
+        pass
+
+
+def run(evaluator: Formula, storage: str, trials: int, seed: int = 0, reporter: Reporter | None = None) -> TunedEntry:
+    with evaluator:
+        plan = Plan(TOKENS, trials, seed)
+        (entry,) = tune([PROBLEM], evaluator, plan, open_storage(storage), [], reporter or Silent())
+    return entry
+
+
+def test_finds_the_optimum_of_every_bucket(tmp_path: Path) -> None:
+    evaluator = Formula()
+    entry = run(evaluator, f"sqlite:///{tmp_path}/s.sqlite3", 120)
+    assert entry.trials == len(evaluator.evaluated) == 120
+    assert [bucket.config["rows"] for bucket in entry.buckets] == [2, 2, 2]
+    assert [bucket.config["num_warps"] for bucket in entry.buckets] == [1, 4, 4]
+    assert entry.evidence == "predicted"
+    assert not entry.stale
+
+
+def test_a_second_run_goes_on_from_the_first(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/s.sqlite3"
+    first = Formula()
+    run(first, storage, 40)
+    second, reporter = Formula(), Silent()
+    entry = run(second, storage, 60, reporter=reporter)
+    assert reporter.known == 40
+    assert len(second.evaluated) == 20
+    assert not set(first.evaluated) & set(second.evaluated)
+    assert entry.trials == 60
+
+
+def test_the_same_seed_gives_the_same_entry(tmp_path: Path) -> None:
+    one = run(Formula(), f"sqlite:///{tmp_path}/a.sqlite3", 48, seed=3)
+    two = run(Formula(), f"sqlite:///{tmp_path}/b.sqlite3", 48, seed=3)
+    assert one == two
+
+
+def test_failures_cost_their_trial_alone(tmp_path: Path) -> None:
+    reporter = Silent()
+    entry = run(Formula(failing="evict_first"), f"sqlite:///{tmp_path}/s.sqlite3", 60, reporter=reporter)
+    assert reporter.failures > 0
+    assert entry.trials == 60 - reporter.failures
+    assert all(bucket.config["load_policy"] == "default" for bucket in entry.buckets)
+
+
+def test_an_unusable_default_stops_the_search(tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match=r"default config of rmsnorm_mxfp4_quant \(hidden_size 512\) is unusable"):
+        run(Formula(failing="default"), f"sqlite:///{tmp_path}/s.sqlite3", 8)
+
+
+def test_a_small_space_is_searched_whole(tmp_path: Path) -> None:
+    """More trials than configs: every valid config is evaluated once, and the search ends."""
+    tiny = Problem.of("dynamic_mxfp4_quant", {"hidden_size": 32})
+    proposer = Proposer(tiny, TARGET, 1, seed=0)
+    seen = set()
+    while not proposer.exhausted:
+        config = proposer.propose()
+        assert config_key(config) not in seen
+        seen.add(config_key(config))
+        proposer.record(config, [1.0])
+    assert seen == {config_key(config) for config in valid_configs(tiny, TARGET)}
+
+
+def test_proposals_are_valid_and_unseen() -> None:
+    family = get_family(PROBLEM.op)
+    proposer = Proposer(PROBLEM, TARGET, 2, seed=1)
+    default = family.default(PROBLEM, TARGET)
+    proposer.record(default, [1.0, 1.0])
+    seen = {config_key(default)}
+    for number in range(100):
+        config = proposer.propose()
+        assert family.valid(PROBLEM, TARGET, config)
+        assert config_key(config) not in seen
+        seen.add(config_key(config))
+        proposer.record(config, None if number % 7 == 0 else [1.0 + number, 2.0])
+
+
+def test_token_groups_and_objectives() -> None:
+    assert token_groups([4096, 1, 64, 65, 1024]) == [[1, 64], [65, 1024], [4096]]
+    assert token_groups([2]) == [[2]]
+    assert objectives({1: 2.0, 4: 8.0, 2048: 3.0}, {1: 1.0, 4: 1.0, 2048: 6.0}) == pytest.approx([4.0, 0.5])
+
+
+@pytest.mark.parametrize("url", ["", "not a url", "mysql://nobody@nowhere/none"])
+def test_bad_storage(url: str) -> None:
+    with pytest.raises(UsageError, match="--storage must be a database URL"):
+        open_storage(url)

@@ -1,0 +1,1 @@
+"""Comparison of tuned kernels with what else could be run."""

@@ -1,0 +1,90 @@
+"""tunegen models | ops | targets | show: what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tunegen.cli._options import OUT_HELP, configs_folder, plain_console
+
+
+@click.command()
+def models() -> None:
+    """Model presets and the shapes they have."""
+    from rich.table import Table
+
+    from tunegen.models import MODELS
+
+    table = Table("model", "hidden size", "q_lora_rank", "kv_lora_rank", "heads")
+    for model in MODELS.values():
+        sizes = (model.hidden_size, model.q_lora_rank or "-", model.kv_lora_rank, model.num_heads)
+        table.add_row(model.name, *map(str, sizes))
+    plain_console().print(table)
+
+
+@click.command()
+def ops() -> None:
+    """Ops, their schemas and what can be tuned."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from tunegen.ops import FAMILIES, Problem
+    from tunegen.runtime.families import OPS
+    from tunegen.targets import get_target
+
+    console = plain_console()
+    for family in FAMILIES:
+        console.print(f"[bold]{family.name}[/bold] (templates/{family.template})")
+        for op in family.ops:
+            console.print(f"  {op}{escape(OPS[op].schema)}")
+        table = Table("config key", "meaning", "choices at hidden size 7168 on gfx950")
+        for knob in family.knobs(Problem.of(family.ops[0], {"hidden_size": 7168}), get_target("gfx950")):
+            table.add_row(knob.name, knob.meaning, ", ".join(map(str, knob.choices)))
+        console.print(table)
+
+
+@click.command()
+def targets() -> None:
+    """GPUs that kernels can be rendered for."""
+    from rich.table import Table
+
+    from tunegen.targets import TARGETS
+
+    table = Table("target", "device", "units", "FP4 conversion", "can do")
+    for target in TARGETS.values():
+        able = "compile, predict, measure" if target.measurable else "compile"
+        table.add_row(target.name, target.device_name, str(target.device.units), target.fp4_conversion, able)
+    plain_console().print(table)
+
+
+@click.command()
+@click.option("--configs", type=click.Path(path_type=Path, file_okay=False), help=OUT_HELP)
+@click.option("--target", "target_names", multiple=True, help="Only this target; may be repeated.")
+@click.option("--op", "op_names", multiple=True, help="Only this op; may be repeated.")
+def show(configs: Path | None, target_names: tuple[str, ...], op_names: tuple[str, ...]) -> None:
+    """Tuned configs and their evidence."""
+    from rich.table import Table
+
+    from tunegen.configs import load_entries
+    from tunegen.ops import get_family
+
+    wanted = [op for op in op_names if get_family(op)]
+    console = plain_console()
+    for entry in load_entries(configs_folder(configs), list(target_names) or None):
+        if wanted and entry.op not in wanted:
+            continue
+        colour = "green" if entry.evidence == "measured" else "yellow"
+        stale = " [red]stale: the template has changed since[/red]" if entry.stale else ""
+        console.print(
+            f"\n[bold]{entry.problem}[/bold] on {entry.environment.get('device_name', '?')} ({entry.device}):"
+            f" [{colour}]{entry.evidence}[/{colour}], {entry.trials} configs tried{stale}"
+        )
+        time = "median_us" if entry.evidence == "measured" else "predicted_us"
+        limit = "twin_us" if entry.evidence == "measured" else "memory_us"
+        table = Table("tokens", f"{time[:-3]} us", "default us", f"{limit[:-3]} us", "config")
+        for bucket in entry.buckets:
+            numbers = [f"{bucket.fields[name]:.2f}" for name in (time, "default_us", limit)]
+            config = " ".join(f"{key}={value}" for key, value in bucket.config.items())
+            table.add_row(str(bucket.tokens), *numbers, config)
+        console.print(table)

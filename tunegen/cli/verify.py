@@ -1,0 +1,93 @@
+"""tunegen verify: the numerics contract, on the GPU here or in Triton's interpreter."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from tunegen.cli._options import OUT_HELP, configs_folder, plain_console
+from tunegen.errors import UsageError
+
+SHOWN_FAILURES = 5
+
+
+@click.command()
+@click.option("--pack", help="An installed pack: its kernel files, and its ops as a user calls them.")
+@click.option("--configs", type=click.Path(path_type=Path, file_okay=False), help=f"{OUT_HELP} Without --pack.")
+@click.option(
+    "--target", "targets", multiple=True, help="Only this target; may be repeated. Default: the GPU here, or all."
+)
+@click.option("--op", "ops", multiple=True, help="Only this op; may be repeated.")
+@click.option("--hidden-size", "hidden_sizes", type=int, multiple=True, help="Only this size; may be repeated.")
+def verify(
+    pack: str | None,
+    configs: Path | None,
+    targets: tuple[str, ...],
+    ops: tuple[str, ...],
+    hidden_sizes: tuple[int, ...],
+) -> None:
+    """Check kernels against the numerics contract; exit status 1 if anything fails.
+
+    They run on the GPU here if it is their target, otherwise in Triton's interpreter, which cannot run inline
+    assembly or intrinsics: the table says where a software conversion stood in for an instruction.
+    """
+    from rich.table import Table
+
+    from tunegen.configs import load_entries
+    from tunegen.evaluate import verify as matrix
+    from tunegen.ops import get_family
+    from tunegen.targets import get_target, present_device
+
+    names = [get_target(name).name for name in targets]
+    wanted = [op for op in ops if get_family(op)]
+    device = present_device()
+    if not names and device is not None:
+        names = [device.target.name]
+    rows = []
+    if pack is not None:
+        manifest, root = matrix.import_pack(pack)
+        subjects = matrix.subjects_of_pack(manifest, root, None)
+        rows += list(matrix.verify_calls(manifest, device))
+    else:
+        folder = configs_folder(configs)
+        entries = load_entries(folder, names or None)
+        subjects = matrix.subjects_of_entries([entry for entry in entries if not entry.stale])
+    subjects = [
+        subject
+        for subject in subjects
+        if (not names or subject.target.name in names)
+        and (not wanted or subject.problem.op in wanted)
+        and (not hidden_sizes or subject.problem.sizes.get("hidden_size") in hidden_sizes)
+    ]
+    if not subjects:
+        raise UsageError(
+            f"There is nothing to verify for {', '.join(names) or 'any target'}: no kernels of these ops and sizes."
+            " `tunegen tune` makes some."
+        )
+    console = plain_console()
+    with tempfile.TemporaryDirectory(prefix="tunegen-verify-") as temporary:
+        for row in matrix.verify_kernels(subjects, device, Path(temporary)):
+            rows.append(row)
+            if not console.is_terminal:
+                state = f"{len(row.failures)} FAILED" if row.failures else "ok"
+                console.print(f"{row.op} {row.shape} {row.target}: {row.calls} calls, {state}", highlight=False)
+    table = Table("op", "shape", "target", "run in", "configs", "calls", "failed", title="numerics contract")
+    for row in rows:
+        shape = ", ".join(f"{name} {size}" for name, size in row.shape.items())
+        colour = "red" if row.failures else "green"
+        counts = (str(row.kernels or "-"), str(row.calls), f"[{colour}]{len(row.failures)}[/{colour}]")
+        table.add_row(row.op, shape, row.target, row.where, *counts)
+    console.print(table)
+    for row in rows:
+        for failure in row.failures[:SHOWN_FAILURES]:
+            console.print(f"[red]FAILED[/red] {row.op} {row.shape} on {row.target}: {failure}", soft_wrap=True)
+    if any("software conversion" in row.where for row in rows):
+        console.print(
+            "Not executed: conversions to FP4 by an instruction (gfx950, sm100); a software conversion stood in."
+        )
+    failed = sum(len(row.failures) for row in rows)
+    console.print(f"{sum(row.calls for row in rows)} calls, {failed} failures")
+    sys.exit(1 if failed else 0)

@@ -1,0 +1,430 @@
+"""Runs a kernel on inputs made to break it, and judges every byte that it writes.
+
+The kernel is any callable that fills outputs: a rendered kernel on a GPU or in the interpreter, an op of an
+emitted pack, the reference itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from tunegen.errors import ConformanceError
+from tunegen.evaluate.truth import failures
+from tunegen.ops import Config, Problem, get_family
+from tunegen.runtime.families import OPS
+from tunegen.runtime.reference.mxfp4 import BLOCK
+from tunegen.targets import Target, get_target
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+Layout = Literal["contiguous", "strided", "offset", "wide"]
+Outputs = tuple[torch.Tensor, ...]
+Arguments = tuple[Any, ...]
+Launch = Callable[[Outputs, Arguments], None]
+Item = TypeVar("Item")
+
+DTYPES: dict[Dtype, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+LAYOUTS: tuple[Layout, ...] = ("contiguous", "strided", "offset")
+TOKENS = (0, 1, 3, 17, 33, 256)
+POISONS = (0xA5, 0x5A)
+GUARD_BYTES = 256
+GUARD_ROWS = 8
+# What torch.empty gives at least, on every device.
+ALIGNMENT = 16
+# Elements between the rows of the "wide" layout: the third row lies past 2^31 elements.
+WIDE_STRIDE = 2**30 + 64
+# Storages above this size (those of the "wide" layout) are not compared whole.
+SNAPSHOT_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call.
+
+    Attributes:
+        problem: Op, shape and rounding.
+        num_tokens: Rows.
+        dtype: Activation dtype.
+        layout: ``"contiguous"``; ``"strided"``: gaps between rows, which stay on 16-byte boundaries;
+            ``"offset"``: odd strides and a first element off its boundary, so that rows are aligned to an element
+            and no more; ``"wide"``: strides that take the third row past 2^31 elements.
+        special: Rows and blocks with zeros, signed zeros, NaN, Inf, tiny and huge values among the random ones.
+        seed: Of the random values, and of which special values come first.
+    """
+
+    problem: Problem
+    num_tokens: int
+    dtype: Dtype
+    layout: Layout
+    special: bool
+    seed: int = 0
+
+    def __str__(self) -> str:
+        values = "special" if self.special else "plain"
+        return (
+            f"{self.problem}, {self.problem.rounding}, {self.num_tokens} tokens,"
+            f" {self.dtype}, {self.layout}, {values}, seed {self.seed}"
+        )
+
+
+def fewest_lanes_per_row(target: Target | str, config: Config) -> int:
+    """The fewest lanes a row of a program may be spread over: its lanes divided among its rows."""
+    target = get_target(target) if isinstance(target, str) else target
+    return max(1, int(config["num_warps"]) * target.warp_size // int(config.get("rows", 1)))
+
+
+# --- Inputs ---
+
+
+def make_args(case: Case, device: torch.device) -> Arguments:
+    """The op's arguments; the same values on every device."""
+    op = OPS[case.problem.op]
+    generator = torch.Generator().manual_seed(case.seed)
+    cpu = torch.device("cpu")
+    args = list(op.inputs(case.problem.sizes, case.num_tokens, DTYPES[case.dtype], cpu, generator))
+    rows = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor) and arg.dim() == 2]
+    weights = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor) and arg.dim() == 1]
+    if case.special:
+        for i in weights:
+            _make_weight_special(args[i], generator)
+        _make_rows_special([args[i] for i in rows], case.seed)
+    # Each tensor has a stride of its own: a kernel that takes one for the other is found out.
+    for order, i in enumerate(rows):
+        args[i] = _lay_out(args[i], case.layout, order, device)
+    for i in weights:
+        args[i] = _lay_out(args[i].unsqueeze(0), case.layout, 0, device)[0]
+    if isinstance(args[-1], str):
+        args[-1] = case.problem.rounding
+    return tuple(args)
+
+
+def _lay_out(values: torch.Tensor, layout: Layout, order: int, device: torch.device) -> torch.Tensor:
+    """The values on the device in a layout; what lies between the rows is NaN, to be seen if it is read."""
+    tokens, columns = values.shape
+    if layout == "contiguous":
+        return values.to(device)
+    stride, offset = {
+        "strided": (columns + 64 * (order + 1), 0),
+        "offset": (columns + 33 + 2 * order, 1),
+        "wide": (WIDE_STRIDE + 64 * order, 0),
+    }[layout]
+    size = offset + max(tokens - 1, 0) * stride + columns
+    # The gaps of "wide" are never touched: on a CPU they then take no memory.
+    wide = layout == "wide"
+    storage = torch.empty(size, dtype=values.dtype, device=device) if wide else _nan(size, values.dtype, device)
+    view = storage.as_strided((tokens, columns), (stride, 1), offset)
+    view.copy_(values)
+    return view
+
+
+def _nan(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.full((size,), float("nan"), dtype=dtype, device=device)
+
+
+def _make_weight_special(weight: torch.Tensor, generator: torch.Generator) -> None:
+    columns = weight.shape[0]
+    scattered = torch.randperm(columns, generator=generator)
+    few = max(columns // 16, 1)
+    weight[scattered[:few]] *= -1
+    weight[scattered[few : 2 * few]] = 0.0
+    weight[scattered[2 * few : 3 * few]] = -0.0
+    weight[scattered[3 * few]] = 100.0
+    blocks = columns // BLOCK
+    if blocks >= 4:
+        weight[-BLOCK:] = 0.0
+    if blocks >= 16:
+        weight[-2 * BLOCK + 5] = float("inf")
+
+
+def _make_rows_special(tensors: list[torch.Tensor], seed: int) -> None:
+    """Each row gets one kind of special values, in turn from the one that the seed says; some stay as they are."""
+    x = tensors[0]
+    kinds = (_blocks, _zero, _nan_element, _negative_zero, _infinite, _huge, _opposite_infinities, _tiny, None)
+    for row in range(x.shape[0]):
+        edit = kinds[(row + seed) % len(kinds)]
+        if edit is not None:
+            edit(tensors, row)
+
+
+def _zero(tensors: list[torch.Tensor], row: int) -> None:
+    for tensor in tensors:
+        tensor[row] = 0.0
+
+
+def _negative_zero(tensors: list[torch.Tensor], row: int) -> None:
+    for tensor in tensors:
+        tensor[row] = -0.0
+
+
+def _nan_element(tensors: list[torch.Tensor], row: int) -> None:
+    columns = tensors[0].shape[1]
+    # Alternately of either sign: as an integer, a negative NaN is negative.
+    sign = -1.0 if row % 2 else 1.0
+    tensors[row % len(tensors)][row, (37 * row + 5) % columns] = torch.copysign(
+        torch.tensor(float("nan")), torch.tensor(sign)
+    )
+
+
+def _infinite(tensors: list[torch.Tensor], row: int) -> None:
+    columns = tensors[0].shape[1]
+    tensors[row % len(tensors)][row, (11 * row + 31) % columns] = float("-inf" if row % 2 else "inf")
+
+
+def _opposite_infinities(tensors: list[torch.Tensor], row: int) -> None:
+    tensors[0][row, -1] = float("inf")
+    tensors[-1][row, -1] = float("-inf")
+
+
+def _huge(tensors: list[torch.Tensor], row: int) -> None:
+    """The largest finite values: the sum of squares, or x + residual in the activation dtype, overflows."""
+    for tensor in tensors:
+        tensor[row] = torch.copysign(torch.full_like(tensor[row], torch.finfo(tensor.dtype).max), tensor[row])
+
+
+def _tiny(tensors: list[torch.Tensor], row: int) -> None:
+    """Subnormals and the smallest normal numbers of the dtype."""
+    for tensor in tensors:
+        tensor[row] *= 4 * torch.finfo(tensor.dtype).tiny
+
+
+def _blocks(tensors: list[torch.Tensor], row: int) -> None:
+    """Blocks of zeros, of tiny and of large values, of ties, and of what is a zero block by a factor of two."""
+    blocks = tensors[0].shape[1] // BLOCK
+    rows = [tensor[row].view(blocks, BLOCK) for tensor in tensors]
+    for values in rows:
+        signs = torch.copysign(torch.ones_like(values), values)
+        if blocks >= 3:
+            values[0] = 0.0 * signs[0]
+            values[1] *= 2.0**-40
+        if blocks >= 8:
+            values[2, :-1] = 0.0 * signs[2, :-1]
+            values[3] *= 2.0**-100
+            values[6] *= 512.0
+            values[7] = _ties(values.dtype) * signs[7]
+    if blocks >= 8:
+        rms = sum(values.to(torch.float32) for values in rows).square().mean().sqrt()
+        for block, exponent in ((4, -63), (5, -65)):
+            rows[0][block] = torch.copysign(rms * 2.0**exponent, rows[0][block])
+            for values in rows[1:]:
+                values[block] = 0.0
+
+
+def _ties(dtype: torch.dtype) -> torch.Tensor:
+    """The values between two E2M1 values, their neighbours in the dtype, and what makes their scale 1."""
+    ties = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0])
+    step = torch.finfo(dtype).eps
+    return torch.cat([ties, ties * (1 + step), ties * (1 - step / 2), ties / 2]).to(dtype)
+
+
+# --- One case ---
+
+
+def run_case(launch: Launch, case: Case, device: torch.device, lanes_per_row: int) -> list[str]:
+    """What is wrong with a kernel on one case; empty if nothing is.
+
+    The kernel runs twice, on outputs poisoned with different bytes and surrounded by guard zones: an element that
+    still differs was not written (or is not always the same), a guard that has changed was.
+
+    Args:
+        launch: Runs the kernel on outputs and arguments. It is not called for 0 tokens, as `Op.launch` is not.
+        case: The call.
+        device: Where the tensors are made.
+        lanes_per_row: See `tunegen.evaluate.truth.failures`.
+    """
+    op = OPS[case.problem.op]
+    args = make_args(case, device)
+    op.check(*args)
+    allocated = op.allocate(*args)
+    if case.num_tokens == 0:
+        return [f"output {i} is not empty" for i, output in enumerate(allocated) if output.numel()]
+    tensors = [(i, arg) for i, arg in enumerate(args) if isinstance(arg, torch.Tensor)]
+    before = [_bytes_of_storage(tensor).clone() for _, tensor in tensors]
+    runs: list[Outputs] = []
+    found: list[str] = []
+    for poison in POISONS:
+        buffers = [_Guarded(output, poison) for output in allocated]
+        launch(tuple(buffer.output for buffer in buffers), args)
+        runs.append(tuple(buffer.output for buffer in buffers))
+        found += [
+            f"output {i}: {problem}"
+            for i, buffer in enumerate(buffers)
+            if (problem := buffer.overwritten()) is not None
+        ]
+    for i, (first, second) in enumerate(zip(*runs, strict=True)):
+        found += _difference(f"output {i}", first, second)
+    for (i, tensor), content in zip(tensors, before, strict=True):
+        if not torch.equal(_bytes_of_storage(tensor), content):
+            found.append(f"argument {i} was modified")
+    found += failures(case.problem, args, runs[0], lanes_per_row)
+    return list(dict.fromkeys(found))
+
+
+def check(launch: Launch, case: Case, device: torch.device, lanes_per_row: int) -> None:
+    """Raises ConformanceError, with all that is wrong, unless the kernel is right on the case."""
+    found = run_case(launch, case, device, lanes_per_row)
+    if found:
+        raise ConformanceError("\n  ".join([f"{case}: the outputs are not those of the numerics contract.", *found]))
+
+
+class _Guarded:
+    """An output inside a larger poisoned buffer.
+
+    The guard zones hold a few rows of the output: that is what a kernel that forgets a mask writes past its end.
+    """
+
+    def __init__(self, like: torch.Tensor, poison: int) -> None:
+        size = like.numel() * like.element_size()
+        row = like[0].numel() * like.element_size()
+        self._poison = poison
+        self._start = -(-(GUARD_BYTES + GUARD_ROWS * row) // ALIGNMENT) * ALIGNMENT
+        self._end = self._start + size
+        total = self._end + GUARD_BYTES + GUARD_ROWS * row
+        self._buffer = torch.full((total,), poison, dtype=torch.uint8, device=like.device)
+        self.output = self._buffer[self._start : self._end].view(like.dtype).view(like.shape)
+
+    def overwritten(self) -> str | None:
+        """What has been written outside the output, if anything."""
+        for name, first, zone in (
+            ("before", -self._start, self._buffer[: self._start]),
+            ("after", 0, self._buffer[self._end :]),
+        ):
+            changed = (zone != self._poison).nonzero()
+            if len(changed):
+                at = int(changed[0]) + first
+                distance = f"{-at} bytes before its start" if name == "before" else f"{at} bytes past its end"
+                return f"{len(changed)} guard bytes {name} it overwritten, the first {distance}"
+        return None
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(torch.uint8)
+
+
+def _bytes_of_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """All bytes of a tensor's storage, gaps between rows too, or its own if that is very large."""
+    storage = tensor.untyped_storage()
+    if storage.nbytes() > SNAPSHOT_BYTES:
+        return _bytes(tensor)
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
+
+
+def _difference(name: str, first: torch.Tensor, second: torch.Tensor) -> list[str]:
+    """Bytes that differ between two runs that found different poisons."""
+    a, b = _bytes(first), _bytes(second)
+    differ = a != b
+    if not bool(differ.any()):
+        return []
+    unwritten = (a == POISONS[0]) & (b == POISONS[1])
+    found = []
+    for what, mask in (("not written", unwritten), ("different from run to run", differ & ~unwritten)):
+        count = int(mask.sum())
+        if count:
+            found.append(f"{name}: {count} of {mask.numel()} bytes {what}, first at {mask.nonzero()[0].tolist()}")
+    return found
+
+
+# --- Which cases ---
+
+
+def pairwise(candidates: Sequence[Item], factors: Callable[[Item], Sequence[Hashable]], seed: int = 0) -> list[Item]:
+    """A small subset of the candidates that shows every pair of factor values which the candidates show.
+
+    Faults of kernels sit in one value of one factor (a dtype) or where two meet (a layout and a dtype); all pairs
+    take about as many cases as the two largest factors have values, multiplied, however many factors there are.
+
+    Args:
+        candidates: All combinations that make sense.
+        factors: The factor values of a candidate, always the same number of them.
+        seed: Decides which of the many such subsets it is.
+    """
+    order = list(range(len(candidates)))
+    random.Random(seed).shuffle(order)
+    pairs = [set(itertools.combinations(enumerate(factors(candidate)), 2)) for candidate in candidates]
+    uncovered: set[Any] = set().union(*pairs)
+    chosen: list[int] = []
+    # Candidates that show many new pairs first: fewer are needed.
+    at_least = max(map(len, pairs), default=0)
+    while uncovered:
+        left = []
+        for index in order:
+            new = pairs[index] & uncovered
+            if len(new) >= at_least:
+                chosen.append(index)
+                uncovered -= new
+            elif new:
+                left.append(index)
+        order = left
+        at_least = max(1, at_least * 3 // 4)
+    return [candidates[index] for index in sorted(chosen)]
+
+
+def candidates(
+    problems: Sequence[Problem],
+    tokens: Sequence[int] = TOKENS,
+    dtypes: Sequence[Dtype] | None = None,
+    layouts: Sequence[Layout] = LAYOUTS,
+    seed: int = 0,
+) -> list[Case]:
+    """All cases of some problems, those left out that can be no other than one that is there.
+
+    Left out: dtypes that the op does not take; roundings that are another name of one that is there (the kernel is
+    the same); special values and layouts of no tokens.
+
+    Args:
+        problems: Ops at shapes and roundings; others of the same family may be repeated.
+        tokens: Token counts.
+        dtypes: Activation dtypes; default: bfloat16 and float16, and float32 where the op takes it.
+        layouts: Memory layouts of the inputs.
+        seed: Of the first case; every case has its own.
+    """
+    cases = []
+    unique = dict.fromkeys(get_family(problem.op).canonical_problem(problem) for problem in problems)
+    for problem, num_tokens, layout, special in itertools.product(unique, tokens, layouts, (False, True)):
+        for dtype in dtypes or _dtypes(problem):
+            if num_tokens or (layout == layouts[0] and not special):
+                cases.append(Case(problem, num_tokens, dtype, layout, special, seed + len(cases)))
+    return cases
+
+
+def case_factors(case: Case) -> tuple[Hashable, ...]:
+    """What of a case is paired: op, sizes, rounding, token count, dtype, layout, special or plain values."""
+    problem = case.problem
+    return (problem.op, problem.shape, problem.rounding, case.num_tokens, case.dtype, case.layout, case.special)
+
+
+def matrix(
+    problems: Sequence[Problem],
+    tokens: Sequence[int] = TOKENS,
+    dtypes: Sequence[Dtype] | None = None,
+    layouts: Sequence[Layout] = LAYOUTS,
+    seed: int = 0,
+) -> list[Case]:
+    """The cases that a kernel of each problem has to pass; arguments as of `candidates`.
+
+    The rule: any two values of two different factors (op, sizes, rounding, token count, dtype, layout, special or
+    plain values) that can meet do so in at least one case. For the nine distinct op and rounding pairs of one
+    hidden size that is about 30 cases instead of 600.
+    """
+    return pairwise(candidates(problems, tokens, dtypes, layouts, seed), case_factors, seed)
+
+
+def _dtypes(problem: Problem) -> tuple[Dtype, ...]:
+    op = OPS[problem.op]
+    accepted: list[Dtype] = []
+    for name, dtype in DTYPES.items():
+        generator = torch.Generator().manual_seed(0)
+        try:
+            op.check(*op.inputs(problem.sizes, 1, dtype, torch.device("cpu"), generator))
+        except ValueError:
+            continue
+        accepted.append(name)
+    return tuple(accepted)

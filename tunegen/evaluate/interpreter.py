@@ -1,0 +1,178 @@
+"""Runs rendered kernels without a GPU, under Triton's CPU interpreter, in child processes.
+
+Triton decides when it is imported whether kernels are compiled or interpreted. So that a caller can do both, only
+the children interpret; nothing here imports triton in the parent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from tunegen.codegen.render import Rendered, render
+from tunegen.errors import UsageError
+from tunegen.evaluate.conformance import Arguments, Case, Outputs, run_case
+from tunegen.ops import Config, Problem
+from tunegen.runtime.families import OPS
+from tunegen.runtime.kernel import load_kernel
+from tunegen.targets import Target
+
+SOFTWARE_CONVERSION = "saturate"
+# Compute units that persistent kernels are launched for: fewer programs than tiles, so that their loops turn.
+UNITS = 4
+
+
+def substituted(target: Target) -> bool:
+    """True if the target converts to FP4 by an instruction, which the interpreter cannot run.
+
+    `interpretable` then renders another conversion: what passes shows everything but the conversion.
+    """
+    return target.fp4_conversion != SOFTWARE_CONVERSION
+
+
+def interpretable(problem: Problem, target: Target, config: Config) -> Rendered:
+    """The kernel of a config, with the software conversion in place of the target's instruction."""
+    return render(problem, dataclasses.replace(target, fp4_conversion=SOFTWARE_CONVERSION), config)
+
+
+class Interpreter:
+    """A pool of processes that interpret kernels; a context manager.
+
+    Args:
+        workers: Number of processes.
+    """
+
+    def __init__(self, workers: int = 2) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+
+    def __enter__(self) -> Interpreter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes; cases that have not begun are dropped."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, source_path: Path, case: Case, lanes_per_row: int) -> Future[list[str]]:
+        """Queues `tunegen.evaluate.conformance.run_case` of a rendered kernel file.
+
+        The file may not change while the pool lives: a worker loads it once.
+        """
+        return self._pool.submit(_run_case, source_path, case, lanes_per_row)
+
+    def run_case(self, source_path: Path, case: Case, lanes_per_row: int) -> list[str]:
+        """What is wrong with a rendered kernel on a case; empty if nothing is."""
+        return self.submit(source_path, case, lanes_per_row).result()
+
+
+def _start_worker() -> None:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _run_case(source_path: Path, case: Case, lanes_per_row: int) -> list[str]:
+    _prepare_worker()
+    kernel = load_kernel(source_path)
+    op = OPS[case.problem.op]
+
+    def launch(outputs: Outputs, args: Arguments) -> None:
+        op.launch(kernel, UNITS, outputs, *args)
+
+    return run_case(launch, case, torch.device("cpu"), lanes_per_row)
+
+
+@functools.cache
+def _prepare_worker() -> None:
+    """Makes the interpreter round as the contract says, and faster."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    if not isinstance(tl.standard.sum, interpreter.InterpretedFunction):
+        raise UsageError(
+            "Triton was imported before the interpreter could be chosen. A child process imports the main script"
+            " first: keep `import triton` out of its top level, and its own calls under `if __name__ == '__main__'`."
+        )
+    torch.set_num_threads(1)
+    # NaN and Inf among the inputs are on purpose.
+    np.seterr(all="ignore")
+    _round_bfloat16_to_nearest(interpreter, tl)
+    _loop_over_tensors(interpreter)
+    _skip_repeated_work(interpreter)
+
+
+def _round_bfloat16_to_nearest(interpreter: Any, tl: Any) -> None:
+    """Replaces the interpreter's conversions between fp32 and bfloat16.
+
+    Its own truncates fp32 to bfloat16, where every GPU rounds to nearest even, and widens the subnormals of bfloat16
+    to wrong values. Both are silent.
+    """
+    convert = interpreter._convert_float
+
+    def convert_float(values: Any, source: Any, destination: Any, rounding_mode: Any) -> Any:
+        if source == tl.float32 and destination == tl.bfloat16:
+            bits = np.ascontiguousarray(values).view(np.uint32)
+            # To nearest: half an ulp less one, and one more if the last bit that stays is odd.
+            rounded = (bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16
+            is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+            return np.where(is_nan, (bits >> 16) | 0x40, rounded).astype(np.uint16).reshape(values.shape)
+        if source == tl.bfloat16 and destination == tl.float32:
+            return (np.ascontiguousarray(values).view(np.uint16).astype(np.uint32) << 16).reshape(values.shape)
+        return convert(values, source, destination, rounding_mode)
+
+    interpreter._convert_float = convert_float
+
+
+def _loop_over_tensors(interpreter: Any) -> None:
+    """Makes tl.range yield int32 scalars, as in a compiled kernel; the interpreter's yields Python's integers."""
+    patch = interpreter._patch_lang_core
+
+    def patch_core(language: Any, *scope: Any) -> None:
+        patch(language, *scope)
+        integers = language.range
+
+        def scalars(*bounds: Any, **options: Any) -> Iterator[Any]:
+            return map(interpreter._implicit_cvt, integers(*bounds, **options))
+
+        language.range = scalars
+
+    interpreter._patch_lang_core = patch_core
+
+
+def _skip_repeated_work(interpreter: Any) -> None:
+    """Halves the interpreter's time.
+
+    It replaces the functions of triton.language anew for every call of a helper, and computes every integer operation
+    twice for an overflow check that is off. A worker only ever interprets: replaced once, they stay so.
+    """
+    patch = interpreter._patch_lang
+    done: set[str] = set()
+
+    class Kept:
+        def restore(self) -> None:
+            pass
+
+    def patch_once(function: Any) -> Kept:
+        # Which modules are patched depends on those that the function's own module has imported.
+        module = function.__globals__["__name__"]
+        if module not in done:
+            done.add(module)
+            patch(function)
+        return Kept()
+
+    interpreter._patch_lang = patch_once
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)

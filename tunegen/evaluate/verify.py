@@ -1,0 +1,201 @@
+"""The correctness matrix: kernels of a pack, or of tuned configs, against the numerics contract.
+
+Every kernel (op, shape, config, rounding) meets token counts, dtypes, memory layouts and special values so that any
+two of them meet; see `tunegen.evaluate.conformance`. The ops of a pack are also called as a user would.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunegen.codegen.render import render
+from tunegen.configs import TunedEntry
+from tunegen.errors import UsageError
+from tunegen.evaluate.conformance import DTYPES, Case, candidates, case_factors, fewest_lanes_per_row, pairwise
+from tunegen.evaluate.interpreter import Interpreter, interpretable, substituted
+from tunegen.evaluate.on_device import OnDevice
+from tunegen.evaluate.truth import failures
+from tunegen.ops import Config, Problem, config_key, get_family
+from tunegen.runtime.families import OPS
+from tunegen.runtime.manifest import Manifest, read_manifest
+from tunegen.runtime.reference.rmsnorm_mxfp4 import ROUNDINGS
+from tunegen.targets import Device, Target, get_target
+
+# Small counts and counts that no bucket was tuned at; the interpreter takes milliseconds a row.
+DEVICE_TOKENS = (0, 1, 3, 17, 33, 100, 256, 700)
+INTERPRETED_TOKENS = (0, 1, 3, 17)
+INTERPRETED_ELEMENTS = 32768
+CALL_TOKENS = (0, 1, 2, 3, 24, 100, 300, 700, 1500, 3000)
+CALL_TOKENS_CPU = (0, 1, 3, 17, 33)
+
+
+@dataclass
+class Row:
+    """What was verified of one op at one shape on one target.
+
+    Attributes:
+        op, shape, target: What.
+        kernels: Kernels that were run.
+        calls: Cases that were run.
+        where: ``"device"``, ``"interpreter"`` or ``"interpreter, software conversion"``.
+        failures: What is wrong; empty if nothing is.
+    """
+
+    op: str
+    shape: dict[str, int]
+    target: str
+    kernels: int
+    where: str
+    calls: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The kernels to verify of one op at one shape on one target.
+
+    Attributes:
+        problem: Op and shape.
+        target: Target.
+        configs: The distinct configs.
+        source: Gives the file of a config and rounding; None where the file is to be rendered.
+    """
+
+    problem: Problem
+    target: Target
+    configs: list[Config]
+    source: Callable[[Config, str], Path | None]
+
+
+def _distinct(configs: list[Config]) -> list[Config]:
+    return list({config_key(config): config for config in configs}.values())
+
+
+def subjects_of_entries(entries: list[TunedEntry]) -> list[Subject]:
+    """Winners and default configs of tuned entries."""
+    subjects = []
+    for entry in entries:
+        family, target = get_family(entry.op), get_target(entry.target)
+        configs = [family.default(entry.problem, target), *(bucket.config for bucket in entry.buckets)]
+        subjects.append(Subject(entry.problem, target, _distinct(configs), lambda config, rounding: None))
+    return subjects
+
+
+def subjects_of_pack(manifest: Manifest, root: Path, arch: str | None) -> list[Subject]:
+    """The kernels of a pack; of one architecture if ``arch`` says so."""
+    subjects = []
+    for entry in manifest.entries:
+        if arch is not None and entry.device.arch != arch:
+            continue
+        files = {config_key(bucket.config): bucket.kernels for bucket in entry.buckets}
+
+        def source(config: Config, rounding: str, files: dict[str, dict[str, str]] = files) -> Path:
+            return root / files[config_key(config)][rounding]
+
+        configs = _distinct([bucket.config for bucket in entry.buckets])
+        subjects.append(Subject(Problem.of(entry.op, entry.shape), get_target(entry.target), configs, source))
+    return subjects
+
+
+def _work(subject: Subject, tokens: tuple[int, ...]) -> list[tuple[Case, Config]]:
+    problem = subject.problem
+    problems = [Problem(problem.op, problem.shape, rounding) for rounding in ROUNDINGS]
+    pairs = [(case, config) for case in candidates(problems, tokens) for config in subject.configs]
+    return pairwise(pairs, lambda pair: (*case_factors(pair[0]), config_key(pair[1])))
+
+
+def verify_kernels(subjects: list[Subject], device: Device | None, folder: Path) -> Iterator[Row]:
+    """Runs the matrix, on the device where it is the target's, otherwise in Triton's interpreter.
+
+    Args:
+        subjects: What to verify.
+        device: The GPU here, if any.
+        folder: Where sources are rendered to.
+
+    Yields:
+        A row a subject, in order.
+    """
+    cores = os.cpu_count() or 1
+    with Interpreter(min(cores, 16)) as interpreter, OnDevice(min(cores, 12), device.index if device else 0) as pool:
+        waiting: list[tuple[Row, list[tuple[Case, Config, Future[list[str]]]]]] = []
+        for subject in subjects:
+            here = device is not None and device.target == subject.target
+            replaced = substituted(subject.target)
+            where = "device" if here else f"interpreter{', software conversion' if replaced else ''}"
+            row = Row(subject.problem.op, subject.problem.sizes, subject.target.name, len(subject.configs), where)
+            most = INTERPRETED_ELEMENTS // max(subject.problem.sizes.values())
+            tokens = DEVICE_TOKENS if here else tuple(n for n in INTERPRETED_TOKENS if n <= max(most, 3))
+            submitted = []
+            for case, config in _work(subject, tokens):
+                lanes = fewest_lanes_per_row(subject.target, config)
+                path = subject.source(config, case.problem.rounding)
+                if here:
+                    path = path or render(case.problem, subject.target, config).write(folder)
+                    future = pool.submit(path, case, lanes)
+                else:
+                    # A kernel file of a pack whose conversion is an instruction is rendered anew without it.
+                    if path is None or replaced:
+                        path = interpretable(case.problem, subject.target, config).write(folder)
+                    future = interpreter.submit(path, case, lanes)
+                submitted.append((case, config, future))
+            waiting.append((row, submitted))
+        for row, submitted in waiting:
+            for case, config, future in submitted:
+                row.calls += 1
+                row.failures += [f"{case}, {config}: {failure}" for failure in future.result()]
+            yield row
+
+
+def verify_calls(manifest: Manifest, device: Device | None) -> Iterator[Row]:
+    """Calls the ops of an imported pack at every shape it has: on the GPU here, otherwise on the CPU."""
+    namespace: Any = getattr(torch.ops, manifest.pack)
+    place = torch.device("cuda", device.index) if device else torch.device("cpu")
+    wanted = [entry for entry in manifest.entries if device is None or entry.device.arch == device.key.arch]
+    shapes = {(entry.op, tuple(entry.shape.items())) for entry in wanted}
+    for op_name, sizes in sorted(shapes):
+        op = OPS[op_name]
+        row = Row(op_name, dict(sizes), device.target.name if device else "cpu", 0, "torch.ops")
+        problem = Problem.of(op_name, dict(sizes))
+        for index, num_tokens in enumerate(CALL_TOKENS if device else CALL_TOKENS_CPU):
+            rounding = ROUNDINGS[index % len(ROUNDINGS)]
+            called = get_family(op_name).canonical_problem(Problem(op_name, problem.shape, rounding))
+            dtype = random.Random(index).choice([DTYPES["bfloat16"], DTYPES["float16"]])
+            generator = torch.Generator(place).manual_seed(index)
+            args = list(op.inputs(dict(sizes), num_tokens, dtype, place, generator))
+            if "rounding" in op.schema:
+                args[-1] = called.rounding
+            outputs = getattr(namespace, op_name)(*args)
+            row.calls += 1
+            # A lane alone is the longest sum there is: the bound holds for any kernel, and for the reference.
+            found = failures(called, tuple(args), outputs, 32)
+            row.failures += [f"{num_tokens} tokens, {rounding}: {failure}" for failure in found]
+        yield row
+
+
+def import_pack(name: str) -> tuple[Manifest, Path]:
+    """Imports an installed pack, which registers its ops; returns its manifest and folder.
+
+    Raises:
+        UsageError: It is not installed, or is not a pack.
+    """
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise UsageError(
+            f"There is no package {name!r} to import. `tunegen emit --out DIR` writes one, `pip install DIR` installs it."
+        ) from error
+    root = Path(str(module.__file__)).parent
+    if not (root / "manifest.json").is_file():
+        raise UsageError(f"The package {name!r} ({root}) is not a pack that tunegen emitted: it has no manifest.json.")
+    return read_manifest(root), root

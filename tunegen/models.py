@@ -1,0 +1,71 @@
+"""Model presets: the shapes that an op has in a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tunegen.errors import ShapeError, UnknownNameError
+from tunegen.ops import FAMILIES, Problem
+
+
+@dataclass(frozen=True)
+class Model:
+    """What of a model's configuration sizes its kernels.
+
+    Attributes:
+        name: Preset name.
+        hidden_size: Width of the residual stream.
+        q_lora_rank: Width of the compressed query, normalised by q_a_layernorm; 0 if there is none.
+        kv_lora_rank: Width of the compressed key/value, normalised by kv_a_layernorm.
+        num_heads: Query heads.
+    """
+
+    name: str
+    hidden_size: int
+    q_lora_rank: int
+    kv_lora_rank: int
+    num_heads: int
+
+    @property
+    def norm_sizes(self) -> list[int]:
+        """Widths that the model normalises, the largest first."""
+        return [size for size in (self.hidden_size, self.q_lora_rank, self.kv_lora_rank) if size]
+
+
+# From the models' published config.json files.
+MODELS: dict[str, Model] = {
+    model.name: model
+    for model in (
+        Model("deepseek-r1", 7168, 1536, 512, 128),
+        Model("deepseek-v3", 7168, 1536, 512, 128),
+        Model("deepseek-v2", 5120, 1536, 512, 128),
+        Model("deepseek-v2-lite", 2048, 0, 512, 16),
+        Model("kimi-k2", 7168, 1536, 512, 64),
+    )
+}
+
+
+def get_model(name: str) -> Model:
+    """The preset of that name; raises UnknownNameError."""
+    try:
+        return MODELS[name]
+    except KeyError:
+        raise UnknownNameError("model", name, MODELS) from None
+
+
+def heads_of_rank(model: Model, tensor_parallel: int) -> int:
+    """Query heads of one rank; raises ShapeError if the heads cannot be split evenly."""
+    if tensor_parallel < 1 or model.num_heads % tensor_parallel:
+        raise ShapeError(f"--tp must divide the {model.num_heads} heads of {model.name} evenly; got {tensor_parallel}.")
+    return model.num_heads // tensor_parallel
+
+
+def problems_of(model: Model, ops: list[str] | None = None) -> list[Problem]:
+    """Every problem of a model, op by op, the widest first."""
+    return [
+        Problem.of(op, {"hidden_size": size})
+        for family in FAMILIES
+        for op in family.ops
+        if ops is None or op in ops
+        for size in model.norm_sizes
+    ]

@@ -1,0 +1,214 @@
+"""A pack's helpers: what it has for a call, and compiling it before serving."""
+
+from __future__ import annotations
+
+import difflib
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .device import DeviceKey, device_key
+from .families import OPS, Op, Shape
+from .manifest import Bucket, Entry, read_manifest
+from .registration import register
+from .table import Table, shape_text
+from .warmup import WarmUp, warm_up
+
+Device = torch.device | DeviceKey | str | int | None
+
+
+class PackNameError(ValueError):
+    """A name of an op or of a size that is not among the known ones."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What would run for a call, and why; ``str()`` of it is for people.
+
+    Attributes:
+        op: Op name.
+        num_tokens: Of the call.
+        shape: Of the call.
+        variant: The rounding, with synonyms merged.
+        device: Where it would run; None: on the CPU.
+        kernel: The kernel file, relative to the package; None: the reference in PyTorch runs.
+        bucket: The bucket it is of, with its config and figures.
+        entry: The entry it is of, with its evidence.
+        note: Why it is the reference, or in what the kernel is not as tuned; else empty.
+    """
+
+    op: str
+    num_tokens: int
+    shape: Shape
+    variant: str
+    device: DeviceKey | None
+    kernel: str | None
+    bucket: Bucket | None
+    entry: Entry | None
+    note: str
+
+    def __str__(self) -> str:
+        place = "the CPU" if self.device is None else str(self.device)
+        lines = [f"{self.op}, {shape_text(self.shape)}, {self.num_tokens} tokens, rounding {self.variant}, on {place}"]
+        if self.bucket is None or self.entry is None:
+            lines.append("  runs      the reference in PyTorch")
+        else:
+            upper = "any more" if self.bucket.max_tokens is None else f"at most {self.bucket.max_tokens}"
+            figures = ", ".join(f"{name} {value}" for name, value in self.bucket.fields.items())
+            about = ", ".join(f"{name} {value}" for name, value in self.entry.environment.items())
+            lines += [
+                f"  runs      {self.kernel}",
+                f"  config    {', '.join(f'{name}={value}' for name, value in self.bucket.config.items())}",
+                f"  bucket    tuned at {self.bucket.tokens} tokens, serves {upper}",
+                f"  evidence  {self.entry.evidence}, {self.entry.device}{': ' if figures else ''}{figures}",
+            ]
+            if about:
+                lines.append(f"  tuned on  {about}")
+        if self.note:
+            lines.append(f"  note      {self.note}")
+        return "\n".join(lines)
+
+
+def _unknown(kind: str, got: str, known: Iterable[str]) -> PackNameError:
+    names = list(known)
+    near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return PackNameError(f"There is no {kind} '{got}'.{hint} Known: {', '.join(names)}.")
+
+
+def _op(name: str) -> Op:
+    if name not in OPS:
+        raise _unknown("op", name, OPS)
+    return OPS[name]
+
+
+def _example(op: Op, shape: Shape) -> list[Any]:
+    """Arguments of a call at that shape; raises PackNameError unless it has the op's sizes."""
+    try:
+        args = op.inputs(shape, 1, torch.bfloat16, torch.device("cpu"), torch.Generator())
+    except KeyError as error:
+        missing = str(error.args[0])
+        if not shape:
+            raise PackNameError(f"{op.name} must be given its sizes, such as {missing}=...") from None
+        meant = difflib.get_close_matches(missing, shape, n=1, cutoff=0.5) or list(shape)
+        raise _unknown(f"size of {op.name}", meant[0], [missing]) from None
+    sizes = op.shape(*args)
+    for name in shape:
+        if name not in sizes:
+            raise _unknown(f"size of {op.name}", name, sizes)
+    return list(args)
+
+
+def _index(device: torch.device | str | int | None) -> int | None:
+    """The index of a GPU; None for the CPU. No device means the current GPU, or the CPU if there is none."""
+    if device is None:
+        return torch.cuda.current_device() if torch.cuda.is_available() else None
+    place = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    if place.type == "cpu":
+        return None
+    return torch.cuda.current_device() if place.index is None else place.index
+
+
+def _key(device: Device) -> DeviceKey | None:
+    if isinstance(device, DeviceKey):
+        return device
+    index = _index(device)
+    return None if index is None else device_key(index)
+
+
+class Pack:
+    """An installed pack: reads its manifest and registers its ops.
+
+    Args:
+        root: The package's folder.
+
+    Raises:
+        ManifestError: The manifest is missing or damaged.
+        PackConflictError: Another pack of that name is registered in this process.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manifest = read_manifest(root)
+        self.table = Table(self.manifest)
+        register(self.manifest, root, self.table)
+
+    def supports(self, op: str, device: Device = None, **shape: int) -> bool:
+        """True if a kernel of the pack serves the op at that shape on the device.
+
+        False means that the reference in PyTorch does: right, but slow.
+
+        Args:
+            op: Op name.
+            device: A device, a device index, or the `DeviceKey` of one that is not here. Default: the current
+                GPU, or the CPU if there is none.
+            shape: Sizes, such as ``hidden_size=7168``.
+
+        Raises:
+            PackNameError: There is no such op, or it has other sizes.
+        """
+        _example(_op(op), shape)
+        key = _key(device)
+        return key is not None and self.table.match(op, shape, key).entry is not None
+
+    def explain(self, op: str, num_tokens: int, device: Device = None, **about: Any) -> Explanation:
+        """Which kernel and config would serve a call, and on what evidence.
+
+        Args:
+            op: Op name.
+            num_tokens: Tokens of the call.
+            device: As in `supports`.
+            about: Sizes, such as ``hidden_size=7168``, and arguments of the op that are no tensors, such as
+                ``rounding="output"``.
+
+        Raises:
+            PackNameError: There is no such op, or it has other sizes.
+            OpInputError: The op does not accept these sizes or arguments.
+        """
+        the_op = _op(op)
+        schema = getattr(getattr(torch.ops, self.manifest.pack), op).default._schema
+        names = [argument.name for argument in schema.arguments]
+        shape = {name: size for name, size in about.items() if name not in names}
+        args = _example(the_op, shape)
+        for name in about.keys() - shape.keys():
+            args[names.index(name)] = about[name]
+        the_op.check(*args)
+        variant = the_op.variant(*args)
+        key = _key(device)
+
+        def explanation(note: str, entry: Entry | None = None, bucket: Bucket | None = None) -> Explanation:
+            kernel = bucket.kernels[variant] if bucket else None
+            return Explanation(op, num_tokens, shape, variant, key, kernel, bucket, entry, note)
+
+        if key is None:
+            return explanation("tensors on the CPU always take it")
+        match = self.table.match(op, shape, key)
+        if match.entry is None:
+            return explanation(match.miss)
+        bucket = match.entry.buckets[bisect_left(match.entry.edges, num_tokens)]
+        if variant not in bucket.kernels:
+            return explanation(f"the pack has no kernels of variant {variant!r} for it")
+        return explanation(match.miss, match.entry, bucket)
+
+    def warmup(
+        self,
+        device: torch.device | str | int | None = None,
+        dtypes: tuple[torch.dtype, ...] | None = None,
+        verbose: bool = False,
+    ) -> WarmUp:
+        """Compiles and loads every kernel that calls on a device could ask for, in parallel.
+
+        Call it once before serving, and before a CUDA graph is captured. Triton keeps what it compiled on
+        disk: the next process takes a fraction of the time.
+
+        Args:
+            device: A GPU or its index. Default: the current one. On the CPU there is nothing to do.
+            dtypes: Activation dtypes that calls will have. Default: the one each entry was tuned with.
+            verbose: Print what is done.
+        """
+        index = _index(device)
+        return WarmUp(0, 0.0) if index is None else warm_up(self.root, self.table, index, dtypes, verbose)

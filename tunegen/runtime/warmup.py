@@ -1,0 +1,148 @@
+"""Compiles every kernel that calls on a device could ask for, before the first of them comes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .device import device_key
+from .families import OPS, Op
+from .forms import ALIGNMENT, load_form
+from .table import Table
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What a warm-up did.
+
+    Attributes:
+        kernels: Compiled kernels that are now loaded, from the compiler or from Triton's cache.
+        seconds: What it took.
+    """
+
+    kernels: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.kernels} kernels ready after {self.seconds:.1f} s"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One form of one kernel file, which one thread compiles for all arguments.
+
+    Attributes:
+        path: The kernel file.
+        aligned: Which form.
+        op: Its op.
+        calls: Arguments of calls that between them ask for every specialisation.
+    """
+
+    path: Path
+    aligned: bool
+    op: Op
+    calls: list[tuple[Any, ...]]
+
+    def run(self, function: Callable[[Any], Any], units: int) -> None:
+        """Makes the calls with ``function`` of the kernel's function in its place."""
+        kernel = load_form(self.path, self.aligned)
+        kernel = replace(kernel, function=function(kernel.function))
+        for args in self.calls:
+            self.op.launch(kernel, units, self.op.allocate(*args), *args)
+
+
+class _CompileOnly:
+    """A kernel function that ``function[grid](...)`` compiles as a launch would, without launching it.
+
+    Args:
+        function: The ``@triton.jit`` function.
+        compiled: Takes up the compiled kernels, by identity.
+    """
+
+    def __init__(self, function: Any, compiled: dict[int, Any]) -> None:
+        self._function = function
+        self._compiled = compiled
+
+    def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+        def compile_kernel(*args: Any, **options: Any) -> None:
+            kernel = self._function.warmup(*args, grid=grid, **options)
+            self._compiled[id(kernel)] = kernel
+
+        return compile_kernel
+
+
+def _shifted(tensor: torch.Tensor, elements: int) -> torch.Tensor:
+    """A copy that begins ``elements`` after a boundary of 16 bytes."""
+    flat = torch.empty(tensor.numel() + ALIGNMENT, dtype=tensor.dtype, device=tensor.device)
+    shifted = flat[elements : elements + tensor.numel()].view(tensor.shape)
+    return shifted.copy_(tensor)
+
+
+def _misaligned(args: tuple[Any, ...], num_bytes: int) -> tuple[Any, ...]:
+    """The arguments with every tensor ``num_bytes``, or else one element, past a boundary of 16 bytes."""
+    return tuple(
+        _shifted(arg, max(1, num_bytes // arg.element_size())) if isinstance(arg, torch.Tensor) else arg for arg in args
+    )
+
+
+def _jobs(root: Path, table: Table, index: int, dtypes: tuple[torch.dtype, ...] | None) -> Iterator[_Job]:
+    device = torch.device("cuda", index)
+    generator = torch.Generator(device).manual_seed(0)
+    for op in OPS.values():
+        for shape in table.shapes(op.name):
+            entry = table.match(op.name, shape, device_key(index)).entry
+            if entry is None:
+                continue
+            activations = dtypes or (getattr(torch, entry.dtype),)
+            calls = [op.inputs(shape, 1, dtype, device, generator) for dtype in activations]
+            # Four bytes on, bfloat16 is still loaded two values a word; two bytes on, no longer.
+            others = [_misaligned(args, num_bytes) for args in calls for num_bytes in (4, 2)]
+            for path in dict.fromkeys(path for bucket in entry.buckets for path in bucket.kernels.values()):
+                yield _Job(root / path, True, op, calls)
+            for path in entry.buckets[-1].kernels.values():
+                yield _Job(root / path, False, op, others)
+
+
+def warm_up(
+    root: Path, table: Table, index: int, dtypes: tuple[torch.dtype, ...] | None = None, verbose: bool = False
+) -> WarmUp:
+    """Compiles in parallel, then launches each kernel once, which loads it.
+
+    Args:
+        root: The package's folder.
+        table: The pack's.
+        index: The CUDA or ROCm device.
+        dtypes: Activation dtypes that calls will have. Default: the one that each entry was tuned with.
+        verbose: Print what is done.
+    """
+    start = time.perf_counter()
+    compiled: dict[int, Any] = {}
+    units = device_key(index).units
+    with torch.cuda.device(index):
+        jobs = list(_jobs(root, table, index, dtypes))
+
+    def compile_job(job: _Job) -> None:
+        with torch.cuda.device(index):
+            begin = time.perf_counter()
+            job.run(lambda function: _CompileOnly(function, compiled), units)
+        if verbose:
+            form = "aligned" if job.aligned else "general"
+            print(f"{job.path.relative_to(root)} ({form}): {time.perf_counter() - begin:.2f} s")
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="tunegen-warmup") as threads:
+        list(threads.map(compile_job, jobs))
+    with torch.cuda.device(index):
+        for job in jobs:
+            job.run(lambda function: function, units)
+        torch.cuda.synchronize(index)
+    result = WarmUp(len(compiled), time.perf_counter() - start)
+    if verbose:
+        print(result)
+    return result

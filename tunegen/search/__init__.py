@@ -1,0 +1,1 @@
+"""The search: optuna proposes configs, an evaluator says what they take, the best that is right wins."""
