@@ -56,7 +56,9 @@ def row(problem: Problem, tokens: int, config: Any) -> dict[str, Any]:
     twins = [replay(c, twin=True) for c in family.twin_configs(problem, target)]
     looks = time_interleaved(twins, 5)
     twin = min(zip(looks, twins, strict=True), key=lambda look: look[0].median)[1]
-    same_launch = replay({**config, "rows": 1}, twin=True)
+    # The twin takes a row at a time; a config that is only valid for several has no twin of its own.
+    alone = {**config, "rows": 1}
+    same_launch = replay(alone, twin=True) if family.valid(problem, target, alone) else twin
     names = ("empty", "twin", "twin_same_launch", "handwritten", "default", "tuned", "tuned_again")
     graphs = [
         empty_kernel_replay(),

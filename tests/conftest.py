@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
 from tunegen.codegen.render import render
 from tunegen.errors import TargetError
-from tunegen.evaluate.conformance import Arguments, Case, Outputs, fewest_lanes_per_row, run_case
+from tunegen.evaluate.conformance import Case, fewest_lanes_per_row
 from tunegen.evaluate.interpreter import Interpreter, interpretable
+from tunegen.evaluate.on_device import OnDevice
 from tunegen.ops import Config
-from tunegen.runtime.families import OPS
-from tunegen.runtime.kernel import load_kernel
 from tunegen.targets import Target, get_target, present_device
 
 # Two warp sizes; gfx950's own conversion is an instruction, so that its kernels are gfx942's here.
@@ -80,22 +78,24 @@ def interpreter(pytestconfig: pytest.Config) -> Iterator[Interpreter]:
 
 
 @pytest.fixture(scope="session")
+def device_pool(pytestconfig: pytest.Config) -> Iterator[OnDevice]:
+    """Processes that compile and run kernels on the GPU side by side."""
+    workers = getattr(pytestconfig, "workerinput", {"workercount": 1})["workercount"]
+    with OnDevice(max(1, min(16, os.cpu_count() or 1) // workers)) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
 def judge(request: pytest.FixtureRequest, kernel_folder: Path, on_gpu: bool) -> Judge:
     """Runs cases, each with a config, and returns what is wrong, a line a failure."""
 
     def on_device(target: Target, work: Work) -> list[list[str]]:
-        device = torch.device("cuda", torch.cuda.current_device())
-        units = torch.cuda.get_device_properties(device).multi_processor_count
-        results = []
+        pool: OnDevice = request.getfixturevalue("device_pool")
+        futures = []
         for case, config in work:
-            op = OPS[case.problem.op]
-            kernel = load_kernel(render(case.problem, target, config).write(kernel_folder))
-
-            def launch(outputs: Outputs, args: Arguments, op=op, kernel=kernel) -> None:  # type: ignore[no-untyped-def]
-                op.launch(kernel, units, outputs, *args)
-
-            results.append(run_case(launch, case, device, fewest_lanes_per_row(target, config)))
-        return results
+            path = render(case.problem, target, config).write(kernel_folder)
+            futures.append(pool.submit(path, case, fewest_lanes_per_row(target, config)))
+        return [future.result() for future in futures]
 
     def interpreted(target: Target, work: Work) -> list[list[str]]:
         pool: Interpreter = request.getfixturevalue("interpreter")

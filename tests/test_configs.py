@@ -146,6 +146,10 @@ def test_shipped_measured_winners_are_never_slower_than_the_default() -> None:
             assert time <= bucket.fields["default_us"] * 1.0001
 
 
-def test_files_hold_no_nan(tmp_path: Path) -> None:
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def test_files_hold_no_nan() -> None:
     for path in tuned_configs_dir().rglob("*.json"):
-        json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{path} holds {name}"))
+        json.loads(path.read_text(), parse_constant=_no_constant)

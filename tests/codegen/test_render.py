@@ -153,11 +153,11 @@ def test_bad_config(config: Config, message: str) -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(UnknownNameError, match="no config key 'num_warp'. Did you mean 'num_warps'"):
+    with pytest.raises(UnknownNameError, match=r"no config key 'num_warp'\. Did you mean 'num_warps'"):
         rendered("rmsnorm_mxfp4_quant", 7168, "none", "sm90", {"num_warp": 4})
     with pytest.raises(UnknownNameError, match="no config key 'waves_per_eu'"):
         rendered("rmsnorm_mxfp4_quant", 7168, "none", "sm90", {"waves_per_eu": 2})
     with pytest.raises(UnknownNameError, match="no target 'gfx90'"):
         rendered("rmsnorm_mxfp4_quant", 7168, "none", "gfx90", {})
-    with pytest.raises(UnknownNameError, match="no rounding 'outputs'. Did you mean 'output'"):
+    with pytest.raises(UnknownNameError, match=r"no rounding 'outputs'\. Did you mean 'output'"):
         rendered("rmsnorm_mxfp4_quant", 7168, "outputs", "sm90", {})

@@ -85,8 +85,11 @@ def tune(
     default_trials = MEASURED_TRIALS if evaluator.evidence == "measured" else PREDICTED_TRIALS
     plan = Plan(tuple(counts), trials or default_trials, seed)
     folders = [folder for folder in (out, configs_folder(None)) if folder.is_dir()]
-    known = [entry for folder in folders for entry in load_entries(folder, [gpu.name]) if not entry.stale]
+    # A stale winner is no result, but a good guess.
+    known = [entry for folder in folders for entry in load_entries(folder, [gpu.name])]
+    written: list[Path] = []
     with evaluator, progress(evaluator, plan, len(problems), out) as reporter:
-        entries = run(problems, evaluator, plan, open_storage(storage), known, reporter)
-    for path in save_entries(out, entries):
+        for entry in run(problems, evaluator, plan, open_storage(storage), known, reporter):
+            written += save_entries(out, [entry])
+    for path in dict.fromkeys(written):
         click.echo(f"wrote {path}")

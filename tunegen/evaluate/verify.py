@@ -193,7 +193,8 @@ def import_pack(name: str) -> tuple[Manifest, Path]:
         if error.name != name:
             raise
         raise UsageError(
-            f"There is no package {name!r} to import. `tunegen emit --out DIR` writes one, `pip install DIR` installs it."
+            f"There is no package {name!r} to import. `tunegen emit --out DIR` writes one, and `pip install DIR`"
+            " installs it."
         ) from error
     root = Path(str(module.__file__)).parent
     if not (root / "manifest.json").is_file():

@@ -45,4 +45,6 @@ def load_kernel(path: Path) -> Kernel:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
-    return Kernel(getattr(module, module.KERNEL), module.ROWS, module.SPLITS, module.PROGRAMS_PER_UNIT, dict(module.OPTIONS))
+    return Kernel(
+        getattr(module, module.KERNEL), module.ROWS, module.SPLITS, module.PROGRAMS_PER_UNIT, dict(module.OPTIONS)
+    )

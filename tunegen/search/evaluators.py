@@ -38,8 +38,8 @@ from tunegen.targets import Device, Target, get_target
 # A prediction tells times apart no finer than this.
 PREDICTION_MARGIN = 0.01
 # Configs of a bucket that are timed again, interleaved, before the winner is declared.
-FINALISTS = 5
-FINAL_ROUNDS = 11
+FINALISTS = 6
+FINAL_ROUNDS = 13
 FIRST_LOOK_ROUNDS = 3
 # Differences below half a percent are never taken for real, however quiet the run was.
 LEAST_MARGIN = 0.005

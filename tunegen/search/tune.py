@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import optuna
@@ -84,7 +85,9 @@ class _Search:
         reporter.started(problem, len(recorded), plan.trials)
         for outcome in recorded:
             self._take(outcome, keep=False)
-        for config in [self.default, *(c for c in warm if family.valid(problem, evaluator.target, c))]:
+        names = {knob.name for knob in family.knobs(problem, evaluator.target)}
+        usable = [c for c in warm if set(c) == names and family.valid(problem, evaluator.target, c)]
+        for config in [self.default, *usable]:
             if config_key(config) not in self.outcomes and config not in self.queue:
                 self.queue.append(config)
         self.asked = len(self.outcomes)
@@ -160,8 +163,8 @@ def tune(
     storage: optuna.storages.BaseStorage,
     known: list[TunedEntry],
     reporter: Reporter,
-) -> list[TunedEntry]:
-    """Tunes every problem and returns their entries, in order.
+) -> Iterator[TunedEntry]:
+    """Tunes every problem; yields the entry of each as soon as it is decided.
 
     Configs recorded in ``storage`` under the same circumstances are not evaluated again.
 
@@ -170,7 +173,7 @@ def tune(
         evaluator: Says what a config takes.
         plan: Token counts and budget.
         storage: Keeps every outcome as it comes.
-        known: Tuned entries for the same target to start from.
+        known: Tuned entries for the same target whose winners are tried first, stale ones too.
         reporter: Hears of progress.
     """
     if not plan.tokens:
@@ -178,7 +181,6 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     waiting = deque(problems)
     running: deque[tuple[_Search, list[Config]]] = deque()
-    entries: dict[Problem, TunedEntry] = {}
     while waiting or running:
         while waiting and len(running) < PROBLEMS_AHEAD:
             problem = waiting.popleft()
@@ -191,6 +193,5 @@ def tune(
         else:
             entry = search.entry()
             evaluator.finish(search.problem)
-            entries[search.problem] = entry
             reporter.decided(entry)
-    return [entries[problem] for problem in problems]
+            yield entry
