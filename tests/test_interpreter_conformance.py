@@ -16,7 +16,7 @@ from tunegen.evaluate.interpreter import UNITS, interpretable, substituted
 from tunegen.ops import Config, Problem, get_family
 from tunegen.ops.rmsnorm_mxfp4 import MAX_SEGMENTS, RMSNORM_MXFP4, format_cover, greedy_cover, split_choices
 from tunegen.runtime.reference.rmsnorm_mxfp4 import ROUNDINGS
-from tunegen.targets import Target, get_target
+from tunegen.targets import Target, get_target, present_device
 
 OPS = RMSNORM_MXFP4.ops
 HIDDEN_SIZES = (7168, 5120, 2048, 1536, 512, 96)
@@ -99,6 +99,19 @@ def test_kernels_conform(target: Target, hidden_size: int, judge, on_gpu: bool) 
     ]
     chosen = pairwise(pairs, lambda pair: (*case_factors(pair[0]), pair[1]))
     assert judge(target, [(case, configs[case.problem][name]) for case, name in chosen]) == []
+
+
+@pytest.mark.parametrize("hidden_size", HIDDEN_SIZES)
+def test_256_tokens(hidden_size: int, judge, on_gpu: bool) -> None:
+    """The largest op at the largest token count of the contract, in its default config on one target."""
+    problem = Problem.of("rmsnorm_add_mxfp4_quant", {"hidden_size": hidden_size}, "sum_output")
+    target = get_target("sm90")
+    if on_gpu:
+        device = present_device()
+        assert device is not None
+        target = device.target
+    case = Case(problem, 256, "bfloat16", "contiguous", special=True, seed=hidden_size)
+    assert judge(target, [(case, first_valid(problem, target, {}))]) == []
 
 
 @pytest.mark.parametrize("op", OPS)

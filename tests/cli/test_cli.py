@@ -82,7 +82,7 @@ def test_render() -> None:
         (("render", "rmsnorm_mxfp4_quant", "--hidden-size", "512", "--set", "num_warps"), "--set takes key=value"),
         (("render", "rmsnorm_mxfp4_quant", "--hidden-size", "512", "--rounding", "half"), "no rounding 'half'"),
         (("tune",), "Say what for: --model NAME"),
-        (("tune", "--model", "deepseek-r2"), "Did you mean 'deepseek-r1'"),
+        (("tune", "--model", "deepseek_r1"), "Did you mean 'deepseek-r1'"),
         (("tune", "--hidden-size", "512", "--tokens", "1,x"), "Token counts are positive integers"),
         (("tune", "--hidden-size", "512", "--tokens", "0"), "Token counts are positive integers"),
         (("tune", "--hidden-size", "512", "--target", "sm100"), "no performance limits of sm100"),

@@ -45,6 +45,8 @@ def test_golden(
     """The rendered source is the committed one; `pytest --update-golden` writes it anew for review."""
     path = GOLDEN / f"{name}.py"
     source = rendered(op, hidden_size, rounding, gpu, config)
+    # The hash says that some template has changed, which is no change of this kernel.
+    source = source.replace(template_hash(get_family(op).template), "template hash")
     if update_golden:
         path.write_text(source)
     assert source == path.read_text(), f"{name} has changed: run pytest --update-golden and review the difference"

@@ -1,6 +1,6 @@
 # rmsnorm_add_mxfp4_quant, rendered by tunegen 0.1.0; edit the template, not this file.
 #
-# template  templates/rmsnorm_mxfp4.py.jinja (61ca3b2df9e3)
+# template  templates/rmsnorm_mxfp4.py.jinja (template hash)
 # target    sm90
 # shape     hidden_size=7168
 # rounding  none

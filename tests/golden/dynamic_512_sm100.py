@@ -1,6 +1,6 @@
 # dynamic_mxfp4_quant, rendered by tunegen 0.1.0; edit the template, not this file.
 #
-# template  templates/rmsnorm_mxfp4.py.jinja (61ca3b2df9e3)
+# template  templates/rmsnorm_mxfp4.py.jinja (template hash)
 # target    sm100
 # shape     hidden_size=512
 # rounding  none
