@@ -83,7 +83,7 @@ def left_to_the_gpu(target: Target, case: Case, variant: str, config: Config) ->
     if substituted(target) and variant not in SUBSTITUTED_INTERPRETED:
         return True
     context = RMSNORM_MXFP4.context(case.problem, target, config)
-    tiles, _ = RMSNORM_MXFP4.grid(config, case.num_tokens, units=UNITS)
+    tiles, _ = RMSNORM_MXFP4.grid(case.problem, config, case.num_tokens, units=UNITS)
     return tiles * len(context["segments"]) > SEGMENTS_INTERPRETED
 
 

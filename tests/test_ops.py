@@ -94,9 +94,9 @@ def test_grid() -> None:
     family = get_family("rmsnorm_mxfp4_quant")
     problem = Problem.of("rmsnorm_mxfp4_quant", {"hidden_size": 512})
     config = family.default(problem, get_target("sm90"))
-    assert family.grid(config, 17, 132) == (17, 17)
-    assert family.grid({**config, "rows": 4}, 17, 132) == (5, 5)
-    assert family.grid({**config, "programs_per_unit": 2}, 4096, 132) == (4096, 264)
+    assert family.grid(problem, config, 17, 132) == (17, 17)
+    assert family.grid(problem, {**config, "rows": 4}, 17, 132) == (5, 5)
+    assert family.grid(problem, {**config, "programs_per_unit": 2}, 4096, 132) == (4096, 264)
 
 
 def test_models() -> None:

@@ -71,7 +71,7 @@ def predict(problem: Problem, target: Target, config: Config, resources: Resourc
     """
     limits = limits_of(target.name)
     family = get_family(problem.op)
-    tiles, programs = family.grid(config, num_tokens, target.device.units)
+    tiles, programs = family.grid(problem, config, num_tokens, target.device.units)
     units = target.device.units
 
     busiest = -(-programs // units)

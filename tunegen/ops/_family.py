@@ -129,7 +129,7 @@ class Family(ABC):
         """Run-time arguments of the rendered kernel, in order."""
 
     @abstractmethod
-    def grid(self, config: Config, num_tokens: int, units: int) -> tuple[int, int]:
+    def grid(self, problem: Problem, config: Config, num_tokens: int, units: int) -> tuple[int, int]:
         """Tiles of work and programs launched for them on a device of ``units`` compute units."""
 
     @abstractmethod

@@ -263,7 +263,7 @@ class RmsnormMxfp4(Family):
         arguments.append(Argument("PAIRS", "constexpr", true_for=("bfloat16",)))
         return tuple(arguments)
 
-    def grid(self, config: Config, num_tokens: int, units: int) -> tuple[int, int]:
+    def grid(self, problem: Problem, config: Config, num_tokens: int, units: int) -> tuple[int, int]:
         tiles = -(-num_tokens // int(config["rows"])) * int(config["splits"])
         most = int(config["programs_per_unit"]) * units
         return tiles, min(tiles, most) if most else tiles

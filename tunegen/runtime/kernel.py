@@ -21,6 +21,7 @@ class Kernel:
         programs_per_unit: 0 for one program a tile; k for a grid of at most k programs a compute unit
             that loop over the tiles.
         options: Launch options of Triton (num_warps, enable_fp_fusion, ...).
+        constants: Every upper-case name of the file, for families that launch by more than these.
     """
 
     function: Any
@@ -28,6 +29,7 @@ class Kernel:
     splits: int
     programs_per_unit: int
     options: dict[str, Any]
+    constants: dict[str, Any]
 
     def grid(self, num_tokens: int, units: int) -> tuple[int]:
         """Number of programs for ``num_tokens`` rows on a device of ``units`` compute units."""
@@ -45,6 +47,12 @@ def load_kernel(path: Path) -> Kernel:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
+    constants = {name: value for name, value in vars(module).items() if name.isupper()}
     return Kernel(
-        getattr(module, module.KERNEL), module.ROWS, module.SPLITS, module.PROGRAMS_PER_UNIT, dict(module.OPTIONS)
+        function=getattr(module, module.KERNEL),
+        rows=module.ROWS,
+        splits=module.SPLITS,
+        programs_per_unit=module.PROGRAMS_PER_UNIT,
+        options=dict(module.OPTIONS),
+        constants=constants,
     )

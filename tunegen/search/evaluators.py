@@ -216,6 +216,7 @@ class PredictedEvaluator(Evaluator):
                 "default_us": round(by_key[config_key(default)].times[tokens], 3),
                 "memory_us": round(winner.details["memory_us"][str(tokens)], 3),
                 "limiter": winner.details["limiters"][str(tokens)],
+                "margin": PREDICTION_MARGIN,
                 "runner_up": decision.runner_up,
                 "runner_up_us": decision.runner_up_time and round(decision.runner_up_time, 3),
             }
