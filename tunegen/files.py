@@ -6,6 +6,22 @@ import os
 import tempfile
 from pathlib import Path
 
+from tunegen.errors import UsageError
+
+
+def require_writable(folder: Path) -> None:
+    """Makes a folder if need be and sees that files can be written there, before the work whose result they hold.
+
+    Raises:
+        UsageError: They cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"The output folder {folder} must be one that files can be written to: {error}.") from error
+
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Writes a file so that a reader sees the old content or the new, whatever happens in between."""

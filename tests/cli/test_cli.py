@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from tunegen.cli import cli
-from tunegen.configs import load_entries
+from tunegen.configs import load_entries, save_entries
 from tunegen.errors import TunegenError
+from tunegen.paths import tuned_configs_dir
 
 TUNEGEN = [sys.executable, "-m", "tunegen"]
 
@@ -63,6 +64,21 @@ def test_lists() -> None:
     assert "predicted" in run("show", "--target", "gfx950")
 
 
+def test_local_configs_come_before_the_shipped_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `tunegen tune` wrote here is what the other commands read here."""
+    (own,) = (
+        e
+        for e in load_entries(tuned_configs_dir(), ["gfx950"])
+        if str(e.problem) == "rmsnorm_mxfp4_quant (hidden_size 512)"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert "hidden_size 7168" in run("show", "--target", "gfx950")
+    save_entries(Path("tuned_configs"), [own])
+    shown = run("show", "--target", "gfx950")
+    assert "rmsnorm_mxfp4_quant (hidden_size 512)" in shown
+    assert "hidden_size 7168" not in shown
+
+
 def test_render() -> None:
     source = run("render", "rmsnorm_mxfp4_quant", "--hidden-size", "7168", "--target", "gfx950", "--set", "num_warps=8")
     assert "num_warps=8" in source
@@ -99,6 +115,13 @@ def test_errors(arguments: tuple[str, ...], message: str, tmp_path: Path) -> Non
     replaced = {"OUT": str(tmp_path / "out"), "NOWHERE": str(tmp_path / "nowhere")}
     assert message in error(*(replaced.get(argument, argument) for argument in arguments))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    message = error("tune", "--hidden-size", "512", "--target", "gfx942", "--out", str(tmp_path / "file" / "out"))
+    assert "The output folder" in message
+    assert "must be one that files can be written to" in message
 
 
 def test_measuring_needs_the_target(tmp_path: Path) -> None:

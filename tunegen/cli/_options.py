@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-OUT_HELP = "Folder of tuned configs."
+OUT_HELP = "Folder of tuned configs. Default: ./tuned_configs where there is one, else those that ship with tunegen."
+# Where `tunegen tune` writes unless told otherwise, and where the other commands look first.
+LOCAL_CONFIGS = Path("tuned_configs")
 
 
 # Tables keep their columns in a log file, which has no width of its own.
@@ -92,7 +94,9 @@ def auto_target(name: str) -> Target:
 
 
 def configs_folder(folder: Path | None) -> Path:
-    """The folder of tuned configs: the one given, otherwise the one that ships with tunegen."""
+    """The folder of tuned configs: the one given, else ./tuned_configs, else the one that ships with tunegen."""
     from tunegen.paths import tuned_configs_dir
 
-    return folder or tuned_configs_dir()
+    if folder is not None:
+        return folder
+    return LOCAL_CONFIGS if LOCAL_CONFIGS.is_dir() else tuned_configs_dir()

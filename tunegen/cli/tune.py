@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tunegen.cli._options import auto_target, chosen_problems, configs_folder, parse_tokens, shape_options
+from tunegen.cli._options import LOCAL_CONFIGS, auto_target, chosen_problems, parse_tokens, shape_options
 from tunegen.errors import TargetError
 
 MEASURED_TRIALS = 64
@@ -41,7 +41,7 @@ PREDICTED_TRIALS = 40
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path("tuned_configs"),
+    default=LOCAL_CONFIGS,
     show_default=True,
     help="Folder of tuned configs; what it holds of other shapes and targets stays.",
 )
@@ -60,6 +60,8 @@ def tune(
     """Search the best config for every op and shape, and write the winners to tuned_configs files."""
     from tunegen.cli._progress import progress
     from tunegen.configs import load_entries, save_entries
+    from tunegen.files import require_writable
+    from tunegen.paths import tuned_configs_dir
     from tunegen.search.evaluators import Evaluator, MeasuredEvaluator, PredictedEvaluator
     from tunegen.search.record import open_storage
     from tunegen.search.tune import DEFAULT_TOKENS, Plan
@@ -77,6 +79,7 @@ def tune(
             f"--evidence measured needs a {gpu.name} GPU; {found}."
             " Take --evidence predicted, or run this on such a GPU."
         )
+    require_writable(out)
     evaluator: Evaluator
     if device is not None and here and evidence != "predicted":
         evaluator = MeasuredEvaluator(device, counts)
@@ -84,7 +87,7 @@ def tune(
         evaluator = PredictedEvaluator(gpu, counts)
     default_trials = MEASURED_TRIALS if evaluator.evidence == "measured" else PREDICTED_TRIALS
     plan = Plan(tuple(counts), trials or default_trials, seed)
-    folders = [folder for folder in (out, configs_folder(None)) if folder.is_dir()]
+    folders = [folder for folder in (out, tuned_configs_dir()) if folder.is_dir()]
     # A stale winner is no result, but a good guess.
     known = [entry for folder in folders for entry in load_entries(folder, [gpu.name])]
     written: list[Path] = []

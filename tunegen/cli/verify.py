@@ -16,7 +16,7 @@ SHOWN_FAILURES = 5
 
 @click.command()
 @click.option("--pack", help="An installed pack: its kernel files, and its ops as a user calls them.")
-@click.option("--configs", type=click.Path(path_type=Path, file_okay=False), help=f"{OUT_HELP} Without --pack.")
+@click.option("--configs", type=click.Path(path_type=Path, file_okay=False), help=f"{OUT_HELP} Not with --pack.")
 @click.option(
     "--target", "targets", multiple=True, help="Only this target; may be repeated. Default: the GPU here, or all."
 )
