@@ -309,7 +309,7 @@ class MeasuredEvaluator(Evaluator):
         for tokens, edge in zip(self.tokens, edges, strict=True):
             ranked = sorted(good, key=lambda outcome: outcome.times[tokens])
             configs = [outcome.config for outcome in ranked[:FINALISTS] if outcome.config != default]
-            for config in configs:
+            for config in [default, *configs]:  # compiled by an earlier run, if this one goes on from it
                 self.prepare(problem, config)
             twins = self._twins[problem]
             looks = [(measure.time_interleaved([self._replay(problem, tokens, t)], 2, 1)[0].median, t) for t in twins]
