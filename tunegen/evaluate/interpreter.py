@@ -137,15 +137,21 @@ def _round_bfloat16_to_nearest(interpreter: Any, tl: Any) -> None:
 
 
 def _loop_over_tensors(interpreter: Any) -> None:
-    """Makes tl.range yield int32 scalars, as in a compiled kernel; the interpreter's yields Python's integers."""
+    """Makes tl.range yield int32 scalars, as in a compiled kernel; the interpreter's yields Python's integers.
+
+    Its bounds are handed over as integers: Triton 3.6 converts arrays of one element, which NumPy 2.4 refuses.
+    """
     patch = interpreter._patch_lang_core
+
+    def integer(bound: Any) -> Any:
+        return int(bound.handle.data.item()) if hasattr(bound, "handle") else bound
 
     def patch_core(language: Any, *scope: Any) -> None:
         patch(language, *scope)
         integers = language.range
 
         def scalars(*bounds: Any, **options: Any) -> Iterator[Any]:
-            return map(interpreter._implicit_cvt, integers(*bounds, **options))
+            return map(interpreter._implicit_cvt, integers(*map(integer, bounds), **options))
 
         language.range = scalars
 
