@@ -101,6 +101,7 @@ def test_bucket_lookup() -> None:
 def test_damaged_file(tmp_path: Path, change: object, message: str) -> None:
     (path,) = save_entries(tmp_path, [entry(512)])
     text = path.read_text()
+    # pytest's parameters have no type of their own.
     damaged = change(text)  # type: ignore[operator]
     assert damaged != text
     path.write_text(damaged)

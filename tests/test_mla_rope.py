@@ -36,6 +36,7 @@ E4M3 = torch.float8_e4m3fn
 
 def inputs(op: str, variant: str, tokens: int = 6, sizes: dict[str, int] = SIZES) -> list[Any]:
     generator = torch.Generator().manual_seed(3)
+    # `variant` is these ops' own, not of every Op.
     return list(OPS[op].inputs(sizes, tokens, torch.bfloat16, CPU, generator, variant=variant))  # type: ignore[call-arg]
 
 
@@ -157,6 +158,7 @@ def test_values_are_checked_when_asked(op: str) -> None:
 
     def refused(index: int, change: Callable[[torch.Tensor], torch.Tensor], message: str) -> None:
         args = inputs(op, "none,fp8")
+        # `check_values` is these ops' own, not of every Op.
         OPS[op].check_values(*args)  # type: ignore[attr-defined]
         args[index] = change(args[index].clone())
         OPS[op].check(*args)

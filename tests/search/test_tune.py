@@ -41,6 +41,7 @@ class Formula(Evaluator):
     def environment(self) -> dict[str, str]:
         return {"device_name": "a formula"}
 
+    # Nothing is rendered here, so nothing is returned; `evaluate` is a formula.
     def prepare(self, problem: Problem, config: Config, twin: bool = False) -> None:  # type: ignore[override]
         assert get_family(problem.op).valid(problem, TARGET, config)
 
