@@ -86,7 +86,7 @@ Work = tuple[Target, Case, Config]
 def pool(pytestconfig: pytest.Config) -> Iterator[ProcessPoolExecutor]:
     workers = 1 if hasattr(pytestconfig, "workerinput") else os.cpu_count() or 2
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=interpreter._start_worker) as executor:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=interpreter.start_worker) as executor:
         yield executor
 
 

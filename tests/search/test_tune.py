@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from tunegen.errors import CompileError, UsageError
 from tunegen.ops import Config, Problem, config_key, get_family
 from tunegen.runtime.device import DeviceKey
 from tunegen.search.decide import decide
-from tunegen.search.evaluators import Evaluator
+from tunegen.search.evaluators import Choice, Evaluator
 from tunegen.search.proposals import Proposer, objectives, token_groups, valid_configs
-from tunegen.search.record import Outcome, open_storage
+from tunegen.search.record import Outcome
+from tunegen.search.storage import open_storage
 from tunegen.search.tune import Plan, Reporter, tune
 from tunegen.targets import get_target
 
@@ -41,11 +43,13 @@ class Formula(Evaluator):
     def environment(self) -> dict[str, str]:
         return {"device_name": "a formula"}
 
-    # Nothing is rendered here, so nothing is returned; `evaluate` is a formula.
-    def prepare(self, problem: Problem, config: Config, twin: bool = False) -> None:  # type: ignore[override]
-        assert get_family(problem.op).valid(problem, TARGET, config)
+    def submit(self, problem: Problem, config: Config) -> Future[Outcome]:
+        done: Future[Outcome] = Future()
+        done.set_result(self.evaluate(problem, config))
+        return done
 
     def evaluate(self, problem: Problem, config: Config) -> Outcome:
+        assert get_family(problem.op).valid(problem, TARGET, config)
         key = config_key(config)
         assert key not in self.evaluated, "a config was evaluated twice"
         self.evaluated.append(key)
@@ -53,7 +57,7 @@ class Formula(Evaluator):
             return Outcome(config, {}, "planted", {})
         return Outcome(config, {tokens: formula(config, tokens) for tokens in TOKENS}, "", {})
 
-    def choose(self, problem: Problem, outcomes: list[Outcome], edges: list[int | None]) -> list[TunedBucket]:
+    def choose(self, problem: Problem, outcomes: list[Outcome], edges: list[int | None]) -> Choice:
         family = get_family(problem.op)
         default = family.default(problem, TARGET)
         buckets = []
@@ -62,7 +66,7 @@ class Formula(Evaluator):
             decision = decide(times, default, 0.01, lambda c: family.complexity(problem, TARGET, c))
             fields = {"predicted_us": decision.time, "default_us": formula(default, tokens)}
             buckets.append(TunedBucket(tokens, edge, decision.config, fields))
-        return buckets
+        return Choice(buckets, [])
 
 
 class Silent(Reporter):
@@ -76,7 +80,10 @@ class Silent(Reporter):
     def evaluated(self, problem: Problem, outcome: Outcome, done: int, best: float) -> None:
         self.failures += bool(outcome.failure)
 
-    def decided(self, entry: TunedEntry) -> None:
+    def rejected(self, problem: Problem, outcome: Outcome) -> None:
+        self.failures += 1
+
+    def decided(self, entry: TunedEntry, idle: dict[str, int]) -> None:
         pass
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -98,6 +99,31 @@ def parse_tokens(text: str) -> list[int]:
             f"Token counts are positive integers with commas between them, such as 1,16,256; got {text!r}."
         )
     return tokens
+
+
+def parse_devices(text: str) -> list[int]:
+    """GPU indices of ``"0,1"``, each once; raises UsageError for others and for GPUs that are not here."""
+    import torch
+
+    try:
+        devices = list(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        devices = []
+    if not devices or min(devices) < 0:
+        raise UsageError(f"--devices takes GPU indices with commas between them, such as 0,1; got {text!r}.")
+    count = torch.cuda.device_count()
+    if max(devices) >= count:
+        here = f"the GPUs here are 0 to {count - 1}" if count else "there is no GPU here"
+        raise UsageError(f"--devices names GPU {max(devices)}, but {here}.")
+    return devices
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of ``"90s"``, ``"10m"``, ``"1.5h"`` or ``"90"``; raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not match or not float(match[1]):
+        raise UsageError(f"--timeout takes a time such as 90s, 10m or 1h; got {text!r}.")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def parse_settings(settings: Iterable[str]) -> Config:

@@ -57,7 +57,11 @@ class _Lines(Reporter):
         if done % max(self._plan.trials // 4, 1) == 0:
             self._console.print(f"{problem}: {done} configs, best {best:.3f} of the default's time")
 
-    def decided(self, entry: TunedEntry) -> None:
+    def rejected(self, problem: Problem, outcome: Outcome) -> None:
+        self._failures[problem] = self._failures.get(problem, 0) + 1
+        self._console.print(f"{problem}: {outcome.config} was about to win and failed: {outcome.failure[:500]}")
+
+    def decided(self, entry: TunedEntry, idle: dict[str, int]) -> None:
         self._decided += 1
         elapsed = clock.monotonic() - self._began
         left = elapsed / self._decided * (self._problems - self._decided)
@@ -67,6 +71,11 @@ class _Lines(Reporter):
             f"{f', {failed} failed' if failed else ''}; about {left:.0f} s left",
             highlight=False,
         )
+        for knob, pairs in idle.items():
+            self._console.print(
+                f"{entry.problem}: {knob} changed nothing: the same machine code in all of {pairs} pairs of configs",
+                highlight=False,
+            )
 
 
 class _Live(_Lines):
@@ -87,12 +96,12 @@ class _Live(_Lines):
         self._bars.update(self._tasks[problem], completed=done, best=f"best {best:.3f} of default")
         self._bars.advance(self._all)
 
-    def decided(self, entry: TunedEntry) -> None:
+    def decided(self, entry: TunedEntry, idle: dict[str, int]) -> None:
         task = self._tasks.pop(entry.problem)
         # A space smaller than the budget ends early.
         self._bars.advance(self._all, self._plan.trials - entry.trials - self._failures.get(entry.problem, 0))
         self._bars.remove_task(task)
-        super().decided(entry)
+        super().decided(entry, idle)
 
 
 @contextlib.contextmanager

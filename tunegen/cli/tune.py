@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
-from tunegen.cli._options import LOCAL_CONFIGS, auto_target, chosen_problems, parse_tokens, shape_options
-from tunegen.errors import TargetError
+from tunegen.cli._options import (
+    LOCAL_CONFIGS,
+    auto_target,
+    chosen_problems,
+    parse_devices,
+    parse_seconds,
+    parse_tokens,
+    shape_options,
+)
+from tunegen.errors import TargetError, UsageError
 
 MEASURED_TRIALS = 64
+MEASURED_PATIENCE = 32
 PREDICTED_TRIALS = 40
+# What a shell gives as status for a program that Ctrl-C ended.
+INTERRUPTED = 130
 
 
 @click.command()
@@ -31,12 +43,21 @@ PREDICTED_TRIALS = 40
     type=click.IntRange(min=1),
     help=f"Distinct configs a problem. Default: {MEASURED_TRIALS} measured, {PREDICTED_TRIALS} predicted.",
 )
+@click.option(
+    "--patience",
+    type=click.IntRange(min=0),
+    help="Configs without improvement after which a problem is done; 0: never."
+    f" Default: {MEASURED_PATIENCE} measured, 0 predicted.",
+)
+@click.option("--timeout", help="Begin no new config after this time, such as 90s, 10m or 1h; winners are then chosen.")
+@click.option("--devices", help="GPUs of this machine to measure on, such as 0,1; all alike. Default: 0.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
 @click.option(
     "--storage",
     default="sqlite:///.tunegen/studies.sqlite3",
     show_default=True,
-    help="optuna storage that every result goes to at once; a stopped run goes on from it.",
+    help="optuna storage that every result goes to at once: sqlite:///FILE, journal:///FILE or postgresql://...;"
+    " a stopped run goes on from it, and runs on other hosts with the same one share the work.",
 )
 @click.option(
     "--out",
@@ -53,18 +74,27 @@ def tune(
     evidence: str,
     tokens: str | None,
     trials: int | None,
+    patience: int | None,
+    timeout: str | None,
+    devices: str | None,
     seed: int,
     storage: str,
     out: Path,
     **sizes: tuple[int, ...],
 ) -> None:
-    """Search the best config for every op and shape, and write the winners to tuned_configs files."""
+    """Search the best config for every op and shape, and write the winners to tuned_configs files.
+
+    Ctrl-C keeps what was evaluated; the same command goes on from it.
+    """
+    import signal
+    import time
+
     from tunegen.cli._progress import progress
     from tunegen.configs import load_entries, save_entries
     from tunegen.files import require_writable
     from tunegen.paths import tuned_configs_dir
     from tunegen.search.evaluators import Evaluator, MeasuredEvaluator, PredictedEvaluator
-    from tunegen.search.record import open_storage
+    from tunegen.search.storage import open_storage
     from tunegen.search.tune import DEFAULT_TOKENS, Plan
     from tunegen.search.tune import tune as run
     from tunegen.targets import present_device
@@ -72,7 +102,9 @@ def tune(
     problems = chosen_problems(model, tp, ops, **sizes)
     gpu = auto_target(target)
     counts = parse_tokens(tokens) if tokens else list(DEFAULT_TOKENS)
-    device = present_device() if target == "auto" or evidence != "predicted" else None
+    seconds = parse_seconds(timeout) if timeout else None
+    indices = parse_devices(devices) if devices else [0]
+    device = present_device(indices[0]) if target == "auto" or evidence != "predicted" else None
     here = device is not None and device.target == gpu
     if evidence == "measured" and not here:
         found = f"the GPU here is a {device.name} ({device.target.name})" if device else "there is no GPU here"
@@ -83,17 +115,30 @@ def tune(
     require_writable(out)
     evaluator: Evaluator
     if device is not None and here and evidence != "predicted":
-        evaluator = MeasuredEvaluator(device, counts)
+        gpus = [device, *filter(None, map(present_device, indices[1:]))]
+        evaluator = MeasuredEvaluator(gpus, counts)
+    elif devices:
+        raise UsageError("--devices names GPUs to measure on; this run predicts. Leave it out, or see --evidence.")
     else:
         evaluator = PredictedEvaluator(gpu, counts)
-    default_trials = MEASURED_TRIALS if evaluator.evidence == "measured" else PREDICTED_TRIALS
-    plan = Plan(tuple(counts), trials or default_trials, seed)
+    measured = evaluator.evidence == "measured"
+    default_trials, default_patience = (MEASURED_TRIALS, MEASURED_PATIENCE) if measured else (PREDICTED_TRIALS, 0)
+    deadline = time.monotonic() + seconds if seconds is not None else None
+    quiet = default_patience if patience is None else patience
+    plan = Plan(tuple(counts), trials or default_trials, seed, quiet or None, deadline)
     folders = [folder for folder in (out, tuned_configs_dir()) if folder.is_dir()]
     # A stale winner is no result, but a good guess.
     known = [entry for folder in folders for entry in load_entries(folder, [gpu.name])]
     written: list[Path] = []
-    with evaluator, progress(evaluator, plan, len(problems), out) as reporter:
-        for entry in run(problems, evaluator, plan, open_storage(storage), known, reporter):
-            written += save_entries(out, [entry])
+    # A scheduler's SIGTERM ends the run as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with evaluator, progress(evaluator, plan, len(problems), out) as reporter:
+            for entry in run(problems, evaluator, plan, open_storage(storage), known, reporter):
+                written += save_entries(out, [entry])
+    except KeyboardInterrupt:
+        kept = f"what was evaluated is kept in {storage}, and the same command goes on from it"
+        click.echo(f"Interrupted: {len(written)} of {len(problems)} problems are done; {kept}.", err=True)
+        sys.exit(INTERRUPTED)
     for path in dict.fromkeys(written):
         click.echo(f"wrote {path}")

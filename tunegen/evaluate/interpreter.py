@@ -54,7 +54,7 @@ class Interpreter:
 
     def __init__(self, workers: int = 2) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
 
     def __enter__(self) -> Interpreter:
         return self
@@ -73,18 +73,20 @@ class Interpreter:
 
         The file may not change while the pool lives: a worker loads it once.
         """
-        return self._pool.submit(_run_case, source_path, case, lanes_per_row)
+        return self._pool.submit(run_task, source_path, case, lanes_per_row)
 
     def run_case(self, source_path: Path, case: Case, lanes_per_row: int) -> list[str]:
         """What is wrong with a rendered kernel on a case; empty if nothing is."""
         return self.submit(source_path, case, lanes_per_row).result()
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
+    """Has a process interpret; to be called before it imports triton."""
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-def _run_case(source_path: Path, case: Case, lanes_per_row: int) -> list[str]:
+def run_task(source_path: Path, case: Case, lanes_per_row: int) -> list[str]:
+    """`tunegen.evaluate.conformance.run_case` of a rendered kernel file, in a process that `start_worker` began."""
     _prepare_worker()
     kernel = load_kernel(source_path)
     op = OPS[case.problem.op]

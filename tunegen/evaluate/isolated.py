@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import multiprocessing
 import os
 import queue
@@ -79,6 +80,7 @@ class TimeLimit:
 class _Task:
     function: Callable[..., Any]
     args: tuple[Any, ...]
+    limit: TimeLimit
     future: Future[Any] = field(default_factory=Future)
 
 
@@ -215,7 +217,9 @@ class IsolatedPool:
         self._workers, self._limit, self._setup = workers, limit, setup
         self._memory = memory or max(total // (workers + 1), 2 << 30)
         self._outputs = tempfile.TemporaryDirectory(prefix="tunegen-output-")
-        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        # Urgent ones first, then in order.
+        self._tasks: queue.PriorityQueue[tuple[bool, int, _Task | None]] = queue.PriorityQueue()
+        self._numbers = itertools.count()
         self._threads: list[threading.Thread] = []
         # Each thread has the entry under its own index.
         self._running: dict[int, _Worker] = {}
@@ -231,12 +235,20 @@ class IsolatedPool:
     ) -> None:
         self.close()
 
-    def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
+    def submit(
+        self, function: Callable[..., Result], *args: Any, limit: TimeLimit | None = None, urgent: bool = False
+    ) -> Future[Result]:
         """Queues a call. Its future raises TaskFailedError for whatever goes wrong with it.
+
+        Args:
+            function: What to call; importable by name.
+            args: Its arguments.
+            limit: How long it may run; default: the pool's limit.
+            urgent: It goes before all that are not and have not begun.
 
         The future raises WorkerStartError if no process can be started, and is cancelled when the pool closes.
         """
-        task = _Task(function, args)
+        task = _Task(function, args, limit or self._limit)
         with self._lock:
             if self._closing.is_set():
                 task.future.cancel()
@@ -246,7 +258,7 @@ class IsolatedPool:
                 thread = threading.Thread(target=self._serve, args=(len(self._threads),), daemon=True)
                 self._threads.append(thread)
                 thread.start()
-        self._tasks.put(task)
+        self._tasks.put((not urgent, next(self._numbers), task))
         return task.future
 
     def close(self) -> None:
@@ -254,18 +266,18 @@ class IsolatedPool:
         with self._lock:
             self._closing.set()
         for _ in self._threads:
-            self._tasks.put(None)
+            self._tasks.put((False, next(self._numbers), None))
         for thread in self._threads:
             thread.join()
         while not self._tasks.empty():
-            task = self._tasks.get()
+            _, _, task = self._tasks.get()
             if task is not None:
                 task.future.cancel()
         self._outputs.cleanup()
 
     def _serve(self, index: int) -> None:
         try:
-            while (task := self._tasks.get()) is not None and not self._closing.is_set():
+            while (task := self._tasks.get()[2]) is not None and not self._closing.is_set():
                 if task.future.set_running_or_notify_cancel():
                     self._settle(index, task)
                 with self._lock:
@@ -294,7 +306,7 @@ class IsolatedPool:
             tries += 1
             began = time.monotonic()
             try:
-                kind, value = worker.run(task, self._limit.seconds, self._memory)
+                kind, value = worker.run(task, task.limit.seconds, self._memory)
             except _EndedError:
                 if tries > 2 or self._closing.is_set():
                     raise WorkerStartError(f"A worker process takes no task: {worker.ending(0)}") from None
@@ -305,7 +317,7 @@ class IsolatedPool:
                     raise
                 continue
             if kind == "done":
-                self._limit.took(time.monotonic() - began)
+                task.limit.took(time.monotonic() - began)
                 return value
             if kind == "unusable":
                 self._drop(index)

@@ -100,9 +100,10 @@ class Replay:
     Args:
         run: Launches call ``index``; it must not synchronise.
         sets: Number of input sets that it rotates through.
+        calls: Calls in the graph, at least; default: as many as a sample that is long beside an event needs.
     """
 
-    def __init__(self, run: Callable[[int], None], sets: int = 2) -> None:
+    def __init__(self, run: Callable[[int], None], sets: int = 2, calls: int | None = None) -> None:
         self._start = torch.cuda.Event(enable_timing=True)
         self._end = torch.cuda.Event(enable_timing=True)
         stream = torch.cuda.Stream()
@@ -110,13 +111,14 @@ class Replay:
         with torch.cuda.stream(stream):
             for index in range(sets):
                 run(index)
-            self._start.record()
-            for index in range(2 * sets):
-                run(index)
-            self._end.record()
-        self._end.synchronize()
-        estimate = max(1000 * self._start.elapsed_time(self._end) / (2 * sets), 0.5)
-        calls = min(GRAPH_CALLS, max(2 * sets, int(GRAPH_MICROSECONDS / estimate)))
+            if calls is None:
+                self._start.record()
+                for index in range(2 * sets):
+                    run(index)
+                self._end.record()
+                self._end.synchronize()
+                estimate = max(1000 * self._start.elapsed_time(self._end) / (2 * sets), 0.5)
+                calls = min(GRAPH_CALLS, max(2 * sets, int(GRAPH_MICROSECONDS / estimate)))
         self.calls = -(-calls // sets) * sets
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=stream):

@@ -95,6 +95,10 @@ class Proposer:
         self._waiting[key] = None
         return self._unseen.pop(key)
 
+    def exclude(self, key: str) -> None:
+        """Leaves a config, by its `config_key`, out of further proposals."""
+        self._unseen.pop(key, None)
+
     def record(self, config: Config, values: list[float] | None) -> None:
         """Records objectives of a config, or None if it failed; it need not have been proposed."""
         key = config_key(config)

@@ -1,16 +1,34 @@
-"""What was evaluated, kept in optuna's storage so that a stopped run goes on."""
+"""What was evaluated, kept in optuna's storage: a stopped run goes on from it, and several tuners share it.
+
+A trial begins as a claim: a running trial with its config. Of several claims to a config the first one, by trial
+number, holds, so that no config is evaluated twice. A claim whose tuner has died is given up: at once if it ran on
+this machine, otherwise when optuna's heartbeat stops, or in a storage without heartbeats after a while.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import hashlib
+import json
+import os
+import threading
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial, TrialState
 
-from tunegen.errors import UsageError
+from tunegen.configs import TunedBucket
 from tunegen.ops import Config, Problem, config_key, get_family
+from tunegen.search.storage import HEARTBEAT_SECONDS
 from tunegen.targets import Target
+
+# A claim is of a batch that takes minutes at most.
+ABANDONED_SECONDS = 1800.0
+# What optuna's tables hold.
+LONGEST_NAME = 500
 
 
 @dataclass(frozen=True)
@@ -30,21 +48,73 @@ class Outcome:
     details: dict[str, Any]
 
 
-def open_storage(url: str) -> optuna.storages.BaseStorage:
-    """Opens optuna storage; creates the folder of an SQLite file.
+class Heart:
+    """Tells the storage that the tuner is alive, for all trials that it has claimed; a context manager."""
 
-    Raises:
-        UsageError: Not a URL that optuna or SQLAlchemy understands, or a place that cannot be written.
-    """
-    if url.startswith("sqlite:///"):
-        Path(url.removeprefix("sqlite:///")).absolute().parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, storage: optuna.storages.BaseStorage) -> None:
+        # Storages that know no heartbeat have no such method.
+        self._beat = getattr(storage, "record_heartbeat", None)
+        self._trials: set[int] = set()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Heart:
+        if self._beat is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._beat is not None:
+            self._thread.join()
+
+    def add(self, trial: int) -> None:
+        """Begins to beat for a trial."""
+        if self._beat is not None:
+            self._beat(trial)
+        with self._lock:
+            self._trials.add(trial)
+
+    def remove(self, trial: int) -> None:
+        """Ends it."""
+        with self._lock:
+            self._trials.discard(trial)
+
+    def _run(self) -> None:
+        assert self._beat is not None
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            with self._lock:
+                trials = sorted(self._trials)
+            for trial in trials:
+                try:
+                    self._beat(trial)
+                except optuna.exceptions.StorageInternalError:
+                    break  # a server that cannot be reached now is tried again; the tuner itself will meet it too
+
+
+@functools.cache
+def _owner() -> str:
+    """This process: the machine's boot, its namespace of process ids, its id and when it began."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    namespace = Path("/proc/self/ns/pid").readlink()
+    return f"{boot} {namespace} {os.getpid()} {_began(os.getpid())}"
+
+
+def _began(pid: int) -> str:
+    """When a process of this machine began, in the kernel's ticks; empty if there is none, or it has ended."""
     try:
-        return optuna.storages.RDBStorage(url)
-    except Exception as error:  # SQLAlchemy has no common base for a bad URL, a missing driver, a locked file
-        raise UsageError(
-            f"--storage must be a database URL such as sqlite:///.tunegen/studies.sqlite3; {url!r} cannot be opened:"
-            f" {error}"
-        ) from error
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _dead(owner: str) -> bool:
+    """True if the process was one of this machine and is no more; others cannot be told."""
+    boot, namespace, pid, began = owner.split()
+    mine = _owner().split()
+    return [boot, namespace] == mine[:2] and _began(int(pid)) != began
 
 
 class Record:
@@ -52,6 +122,7 @@ class Record:
 
     Args:
         storage: Where it is kept.
+        heart: Beats for what is claimed.
         problem: What is tuned.
         target: For which GPU.
         tokens: Token counts evaluated.
@@ -63,6 +134,7 @@ class Record:
     def __init__(
         self,
         storage: optuna.storages.BaseStorage,
+        heart: Heart,
         problem: Problem,
         target: Target,
         tokens: list[int],
@@ -74,37 +146,162 @@ class Record:
             for knob in get_family(problem.op).knobs(problem, target)
         }
         name = " | ".join([str(problem), target.name, *circumstances, "tokens " + ",".join(map(str, tokens))])
+        if len(name) > LONGEST_NAME:
+            name = f"{name[: LONGEST_NAME - 17]} {hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        self._storage, self._heart = storage, heart
         self._study = optuna.create_study(
             storage=storage, study_name=name, directions=["minimize"] * num_objectives, load_if_exists=True
         )
+        self._id = storage.get_study_id_from_name(name)
+        # Trials of this process that are under way, by config.
+        self._claims: dict[str, int] = {}
+        about = {"op": problem.op, "shape": problem.sizes, "variant": problem.rounding, "target": target.name}
+        if "about" not in self._study.user_attrs:
+            self._study.set_user_attr("about", {**about, "circumstances": circumstances})
 
     def load(self) -> list[Outcome]:
-        """Everything recorded so far, in order."""
-        outcomes: dict[str, Outcome] = {}
-        for trial in self._study.get_trials(deepcopy=False):
-            attributes = trial.user_attrs
-            times = {int(tokens): float(value) for tokens, value in attributes["times"].items()}
-            outcome = Outcome(attributes["config"], times, attributes["failure"], attributes["details"])
-            outcomes.setdefault(config_key(outcome.config), outcome)
-        return list(outcomes.values())
+        """Everything recorded so far, by anyone, in the order of the claims."""
+        condemned = self._condemned()
+        return [
+            Outcome(o.config, {}, condemned[config_key(o.config)], o.details)
+            if config_key(o.config) in condemned
+            else o
+            for o in finished(self._trials())
+        ]
 
-    def append(self, outcome: Outcome, values: list[float] | None) -> None:
-        """Adds an outcome; ``values`` are its objectives, None if it failed."""
-        known = all(
-            isinstance(domain, optuna.distributions.CategoricalDistribution) and outcome.config[name] in domain.choices
-            for name, domain in self._distributions.items()
-        )
-        self._study.add_trial(
-            optuna.trial.create_trial(
-                state=optuna.trial.TrialState.FAIL if values is None else optuna.trial.TrialState.COMPLETE,
-                values=values,
-                params=dict(outcome.config) if known else {},
-                distributions=self._distributions if known else {},
-                user_attrs={
-                    "config": outcome.config,
-                    "times": {str(tokens): value for tokens, value in outcome.times.items()},
-                    "failure": outcome.failure,
-                    "details": outcome.details,
-                },
+    def _condemned(self) -> dict[str, str]:
+        prefix = "condemned "
+        attributes = self._study.user_attrs.items()
+        return {key.removeprefix(prefix): reason for key, reason in attributes if key.startswith(prefix)}
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._storage.get_all_trials(self._id, deepcopy=False)
+
+    def others(self) -> set[str]:
+        """Configs that other tuners, all of them alive, have claimed and not finished."""
+        mine = set(self._claims.values())
+        foreign = [t for t in self._trials() if t.state == TrialState.RUNNING and t._trial_id not in mine]
+        if not foreign:
+            return set()
+        optuna.storages.fail_stale_trials(self._study)
+        alive = set()
+        for trial in foreign:
+            attributes = trial.user_attrs
+            if "owner" not in attributes:
+                continue  # not one of ours
+            if _dead(attributes["owner"]) or time.time() - attributes["since"] > ABANDONED_SECONDS:
+                self._finish(trial._trial_id, TrialState.FAIL)
+            elif not self._storage.get_trial(trial._trial_id).state.is_finished():
+                alive.add(config_key(attributes["config"]))
+        return alive
+
+    def claim(self, configs: list[Config]) -> list[Config]:
+        """Claims configs; returns those that are this process's to evaluate."""
+        for config in configs:
+            known = all(
+                isinstance(domain, optuna.distributions.CategoricalDistribution) and config[name] in domain.choices
+                for name, domain in self._distributions.items()
             )
-        )
+            trial = optuna.trial.create_trial(
+                state=TrialState.RUNNING,
+                params=dict(config) if known else {},
+                distributions=self._distributions if known else {},
+                user_attrs={"config": config, "owner": _owner(), "since": time.time()},
+            )
+            identity = self._storage.create_new_trial(self._id, trial)
+            self._claims[config_key(config)] = identity
+            self._heart.add(identity)
+        # Whoever claimed a config before has been written by now: numbers are handed out in turn.
+        taken = {config_key(outcome.config) for outcome in finished(self._trials())} | self._claimed_before()
+        won = []
+        for config in configs:
+            if config_key(config) in taken:
+                self.release(config)
+            else:
+                won.append(config)
+        return won
+
+    def _claimed_before(self) -> set[str]:
+        if not self.others():
+            return set()
+        first: dict[str, int] = {}
+        for trial in self._trials():
+            if trial.state == TrialState.RUNNING and "config" in trial.user_attrs:
+                first.setdefault(config_key(trial.user_attrs["config"]), trial._trial_id)
+        return {key for key, trial in first.items() if self._claims.get(key, trial) != trial}
+
+    def finish(self, outcome: Outcome, values: list[float] | None) -> bool:
+        """Records what became of a claimed config; ``values`` are its objectives, None if it failed.
+
+        Returns:
+            False if this process was given up for dead in the meantime: the config is another's then.
+        """
+        trial = self._claims[config_key(outcome.config)]
+        data = {
+            "times": {str(tokens): value for tokens, value in outcome.times.items()},
+            "failure": outcome.failure,
+            "details": outcome.details,
+        }
+        try:
+            self._storage.set_trial_user_attr(trial, "outcome", data)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            self._drop(outcome.config)
+            return False
+        state = TrialState.FAIL if values is None else TrialState.COMPLETE
+        done = self._finish(trial, state, values)
+        self._drop(outcome.config)
+        return done
+
+    def release(self, config: Config) -> None:
+        """Gives a claim back."""
+        self._finish(self._claims[config_key(config)], TrialState.FAIL)
+        self._drop(config)
+
+    def release_all(self) -> None:
+        """Gives all claims back."""
+        for key in list(self._claims):
+            self.release(json.loads(key))
+
+    def _drop(self, config: Config) -> None:
+        self._heart.remove(self._claims.pop(config_key(config)))
+
+    def _finish(self, trial: int, state: TrialState, values: list[float] | None = None) -> bool:
+        try:
+            return self._storage.set_trial_state_values(trial, state, values)
+        except optuna.exceptions.UpdateFinishedTrialError:  # another tuner was first
+            return False
+
+    def condemn(self, outcome: Outcome) -> None:
+        """Records that a config which was timed cannot be used after all."""
+        self._study.set_user_attr(f"condemned {config_key(outcome.config)}", outcome.failure)
+
+    def decision(self, outcomes: list[Outcome]) -> list[TunedBucket] | None:
+        """The winners that were chosen among just these outcomes, if they have been."""
+        made = self._study.user_attrs.get(f"decision {_digest(outcomes)}")
+        return made and [TunedBucket(**bucket) for bucket in made]
+
+    def decide(self, outcomes: list[Outcome], buckets: list[TunedBucket]) -> list[TunedBucket]:
+        """Records winners; returns those of another tuner if it was first."""
+        made = self.decision(outcomes)
+        if made is None:
+            self._study.set_user_attr(f"decision {_digest(outcomes)}", [asdict(bucket) for bucket in buckets])
+            made = buckets
+        return made
+
+
+def finished(trials: list[FrozenTrial]) -> list[Outcome]:
+    """Outcomes of the trials that have one, the first of each config, in the order of the claims."""
+    outcomes: dict[str, Outcome] = {}
+    for trial in trials:
+        attributes = trial.user_attrs
+        if trial.state.is_finished() and "outcome" in attributes:
+            data = attributes["outcome"]
+            times = {int(tokens): float(value) for tokens, value in data["times"].items()}
+            outcome = Outcome(attributes["config"], times, data["failure"], data["details"])
+            outcomes.setdefault(config_key(outcome.config), outcome)
+    return list(outcomes.values())
+
+
+def _digest(outcomes: list[Outcome]) -> str:
+    text = json.dumps(sorted([config_key(o.config), sorted(o.times.items())] for o in outcomes if not o.failure))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

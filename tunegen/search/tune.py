@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 import optuna
 
@@ -14,16 +17,22 @@ from tunegen.codegen.render import template_hash
 from tunegen.configs import TunedBucket, TunedEntry, bucket_edges
 from tunegen.errors import CompileError, TunegenError
 from tunegen.ops import Config, Problem, config_key, get_family
+from tunegen.search.effects import idle_knobs
 from tunegen.search.evaluators import Evaluator
 from tunegen.search.proposals import Proposer, objectives, token_groups
-from tunegen.search.record import Outcome, Record
+from tunegen.search.record import Heart, Outcome, Record
+from tunegen.search.warm import warm_start
 
 DEFAULT_TOKENS = tuple(1 << exponent for exponent in range(15))
 DTYPE = "bfloat16"
 # Configs proposed at a time: they compile while those of other problems are timed.
 BATCH = 16
-# Problems that are under way at once, for the same reason.
+# Problems that are under way at once on each GPU, for the same reason.
 PROBLEMS_AHEAD = 3
+# An objective that falls by less has not improved.
+IMPROVEMENT = 0.002
+# How often the storage is asked whether another tuner has finished what it claimed.
+OTHERS_SECONDS = 1.0
 
 
 class Reporter(ABC):
@@ -38,8 +47,12 @@ class Reporter(ABC):
         """A config was evaluated; ``best`` is the lowest objective so far: time over the default's."""
 
     @abstractmethod
-    def decided(self, entry: TunedEntry) -> None:
-        """A problem has its winners."""
+    def rejected(self, problem: Problem, outcome: Outcome) -> None:
+        """A config that had been timed turned out to be unusable when it was about to win."""
+
+    @abstractmethod
+    def decided(self, entry: TunedEntry, idle: dict[str, int]) -> None:
+        """A problem has its winners. ``idle``: knobs that changed nothing, with the pairs that show it."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +63,15 @@ class Plan:
         tokens: Token counts, ascending.
         trials: Distinct valid configs to evaluate a problem, the default among them.
         seed: Of the search.
+        patience: Configs without improvement after which a problem is done; None: never.
+        deadline: When no new config is begun, by `time.monotonic`; None: never.
     """
 
     tokens: tuple[int, ...]
     trials: int
     seed: int
+    patience: int | None = None
+    deadline: float | None = None
 
 
 class _Search:
@@ -66,6 +83,7 @@ class _Search:
         evaluator: Evaluator,
         plan: Plan,
         storage: optuna.storages.BaseStorage,
+        heart: Heart,
         warm: list[Config],
         reporter: Reporter,
     ) -> None:
@@ -74,64 +92,123 @@ class _Search:
         self.default = family.default(problem, evaluator.target)
         groups = len(token_groups(plan.tokens))
         circumstances = [evaluator.evidence, template_hash(family.template), *evaluator.circumstances]
-        self.record = Record(storage, problem, evaluator.target, list(plan.tokens), circumstances, groups)
+        self.record = Record(storage, heart, problem, evaluator.target, list(plan.tokens), circumstances, groups)
         # The same problem searches alike whatever else is tuned beside it.
         seed = zlib.crc32(f"{plan.seed} {problem}".encode())
         self.proposer = Proposer(problem, evaluator.target, groups, seed)
         self.outcomes: dict[str, Outcome] = {}
-        self.best = float("inf")
+        # What the proposer was told, in that order: the objectives of each config.
+        self.told: dict[str, list[float] | None] = {}
+        self.batch: list[Config] = []
+        self.pending: dict[Future[Outcome], Config] = {}
+        self.others: set[str] = set()
+        self.resume_at = 0.0
         recorded = self.record.load()
-        self.queue: deque[Config] = deque()
         reporter.started(problem, len(recorded), plan.trials)
-        for outcome in recorded:
-            self._take(outcome, keep=False)
+        self._learn(recorded)
         names = {knob.name for knob in family.knobs(problem, evaluator.target)}
         usable = [c for c in warm if set(c) == names and family.valid(problem, evaluator.target, c)]
-        for config in [self.default, *usable]:
-            if config_key(config) not in self.outcomes and config not in self.queue:
-                self.queue.append(config)
-        self.asked = len(self.outcomes)
+        # A third of the budget for what was good elsewhere.
+        self.queue = deque(usable[: max(plan.trials // 3, 1)])
 
-    def _take(self, outcome: Outcome, keep: bool) -> None:
+    def _learn(self, outcomes: list[Outcome]) -> None:
+        """Takes in what was recorded earlier or by another tuner."""
+        for outcome in outcomes:
+            if config_key(outcome.config) not in self.outcomes:
+                self._keep(outcome)
+                self.evaluator.recall(self.problem, outcome)
+        self._tell([outcome.config for outcome in outcomes])
+
+    def _keep(self, outcome: Outcome) -> None:
         self.outcomes[config_key(outcome.config)] = outcome
         default = self.outcomes.get(config_key(self.default))
-        if default is None or default.failure:
-            detail = default.failure if default else "it was not evaluated first"
-            raise CompileError(f"The default config of {self.problem} is unusable: {detail}")
-        values = None if outcome.failure else objectives(outcome.times, default.times)
-        if values:
-            self.best = min(self.best, *values)
-        self.proposer.record(outcome.config, values)
-        if keep:
-            self.record.append(outcome, values)
-        self.reporter.evaluated(self.problem, outcome, len(self.outcomes), self.best)
+        if default is not None and default.failure:
+            raise CompileError(f"The default config of {self.problem} is unusable: {default.failure}")
+        best = min((v for o in self.outcomes.values() for v in self._values(o) or []), default=float("inf"))
+        self.reporter.evaluated(self.problem, outcome, len(self.outcomes), best)
 
-    def next_batch(self) -> list[Config]:
-        """Configs to evaluate next, already being compiled; empty when the search is over."""
+    def _values(self, outcome: Outcome) -> list[float] | None:
+        default = self.outcomes.get(config_key(self.default))
+        return None if outcome.failure or default is None else objectives(outcome.times, default.times)
+
+    def _tell(self, configs: list[Config]) -> None:
+        """Tells the proposer, in the order of the configs: the same order gives the same proposals."""
+        for config in configs:
+            key = config_key(config)
+            if key in self.outcomes and key not in self.told:
+                self.told[key] = self._values(self.outcomes[key])
+                self.proposer.record(config, self.told[key])
+
+    @property
+    def spent(self) -> bool:
+        """True if no further config is to be begun."""
+        if len(self.outcomes) + len(self.others) >= self.plan.trials:
+            return True
+        if self.plan.deadline is not None and time.monotonic() > self.plan.deadline and self.outcomes:
+            return True
+        return self.plan.patience is not None and _since_improvement(list(self.told.values())) >= self.plan.patience
+
+    def advance(self) -> bool:
+        """Begins the next batch; False if there is none, now or, when `others` is empty, at all."""
+        self._learn(self.record.load())
+        self.others = self.record.others() - set(self.outcomes)
+        key = config_key(self.default)
+        if key not in self.outcomes:
+            # Whatever it is compared with, the default comes first.
+            self.batch = [] if key in self.others else self.record.claim([self.default])
+        else:
+            self.batch = self._next_batch()
+        if not self.batch:
+            self.others = self.record.others()
+            self.resume_at = time.monotonic() + OTHERS_SECONDS
+        self.pending = {self.evaluator.submit(self.problem, config): config for config in self.batch}
+        return bool(self.batch)
+
+    def _next_batch(self) -> list[Config]:
         batch: list[Config] = []
-        while len(batch) < BATCH and self.asked < self.plan.trials:
-            if self.queue:
-                config = self.queue.popleft()
-            elif self.proposer.exhausted:
+        for key in self.others:
+            self.proposer.exclude(key)
+        while not self.spent:
+            room = min(BATCH, self.plan.trials - len(self.outcomes) - len(self.others)) - len(batch)
+            proposed: list[Config] = []
+            while len(proposed) < room and (self.queue or not self.proposer.exhausted):
+                config = self.queue.popleft() if self.queue else self.proposer.propose()
+                key = config_key(config)
+                if key not in self.outcomes and key not in self.others and config not in proposed + batch:
+                    proposed.append(config)
+                    self.proposer.exclude(key)
+            if not proposed:
                 break
-            else:
-                config = self.proposer.propose()
-            self.evaluator.prepare(self.problem, config)
-            batch.append(config)
-            self.asked += 1
+            won = self.record.claim(proposed)
+            batch += won
+            # What another tuner was first to claim is its to evaluate.
+            self.others |= {config_key(config) for config in proposed if config not in won}
         return batch
 
-    def evaluate(self, batch: list[Config]) -> None:
-        """Evaluates a batch and records it."""
-        for config in batch:
-            self._take(self.evaluator.evaluate(self.problem, config), keep=True)
+    def take(self, future: Future[Outcome]) -> None:
+        """Records what became of a config at once; the proposer hears of it when the batch is complete."""
+        config = self.pending.pop(future)
+        outcome = future.result()
+        is_default = config_key(config) == config_key(self.default)
+        values = [1.0] * len(token_groups(self.plan.tokens)) if is_default else self._values(outcome)
+        if self.record.finish(outcome, None if outcome.failure else values):
+            self._keep(outcome)
+        if not self.pending:
+            self._tell(self.batch)
 
-    def entry(self) -> TunedEntry:
+    def decide(self) -> TunedEntry:
         """The winners."""
-        evaluator = self.evaluator
-        tokens = list(self.plan.tokens)
+        evaluator, tokens = self.evaluator, list(self.plan.tokens)
         good = [outcome for outcome in self.outcomes.values() if not outcome.failure]
-        buckets: list[TunedBucket] = evaluator.choose(self.problem, good, bucket_edges(tokens))
+        buckets: list[TunedBucket] | None = self.record.decision(good)
+        if buckets is None:
+            choice = evaluator.choose(self.problem, good, bucket_edges(tokens))
+            for failed in choice.failures:
+                self.record.condemn(failed)
+                self.outcomes[config_key(failed.config)] = failed
+                self.reporter.rejected(self.problem, failed)
+            good = [outcome for outcome in self.outcomes.values() if not outcome.failure]
+            buckets = self.record.decide(good, choice.buckets)
         return TunedEntry(
             op=self.problem.op,
             target=evaluator.target.name,
@@ -147,14 +224,18 @@ class _Search:
         )
 
 
-def warm_start(problem: Problem, entries: list[TunedEntry]) -> list[Config]:
-    """Winners of the same op, those of this shape and variant first, to be tried before any others."""
-    configs: dict[str, Config] = {}
-    related = [entry for entry in entries if entry.op == problem.op]
-    for entry in sorted(related, key=lambda entry: (entry.shape != problem.sizes, entry.variant != problem.rounding)):
-        for bucket in entry.buckets:
-            configs.setdefault(config_key(bucket.config), bucket.config)
-    return list(configs.values())
+def _since_improvement(told: list[list[float] | None]) -> int:
+    """Configs told since one was clearly better than all before it, in any group of token counts."""
+    best: list[float] = []
+    since = 0
+    for values in told:
+        since += 1
+        if values is None:
+            continue
+        if not best or any(value < (1 - IMPROVEMENT) * old for value, old in zip(values, best, strict=True)):
+            since = 0
+        best = [min(pair) for pair in zip(values, best or values, strict=True)]
+    return since
 
 
 def tune(
@@ -167,7 +248,8 @@ def tune(
 ) -> Iterator[TunedEntry]:
     """Tunes every problem; yields the entry of each as soon as it is decided.
 
-    Configs recorded in ``storage`` under the same circumstances are not evaluated again.
+    Configs recorded in ``storage`` under the same circumstances are not evaluated again; those that another tuner
+    is evaluating are left to it. Whatever ends the run early, what was evaluated stays recorded.
 
     Args:
         problems: What to tune.
@@ -181,18 +263,39 @@ def tune(
         raise TunegenError("There are no token counts to tune for.")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     waiting = deque(problems)
-    running: deque[tuple[_Search, list[Config]]] = deque()
-    while waiting or running:
-        while waiting and len(running) < PROBLEMS_AHEAD:
-            problem = waiting.popleft()
-            search = _Search(problem, evaluator, plan, storage, warm_start(problem, known), reporter)
-            running.append((search, search.next_batch()))
-        search, batch = running.popleft()
-        if batch:
-            search.evaluate(batch)
-            running.append((search, search.next_batch()))
-        else:
-            entry = search.entry()
-            evaluator.finish(search.problem)
-            reporter.decided(entry)
-            yield entry
+    ahead = PROBLEMS_AHEAD * evaluator.lanes
+    searches: list[_Search] = []
+    deciding: dict[Future[TunedEntry], _Search] = {}
+    with Heart(storage) as heart, ThreadPoolExecutor(ahead) as threads:
+        try:
+            while waiting or searches or deciding:
+                while waiting and len(searches) < ahead:
+                    problem = waiting.popleft()
+                    warm = warm_start(problem, known, evaluator.device)
+                    searches.append(_Search(problem, evaluator, plan, storage, heart, warm, reporter))
+                for search in list(searches):
+                    if search.pending or time.monotonic() < search.resume_at or search.advance() or search.others:
+                        continue
+                    searches.remove(search)
+                    deciding[threads.submit(search.decide)] = search
+                owners = {future: search for search in searches for future in search.pending}
+                idle = any(not search.pending for search in searches)
+                if not owners and not deciding:
+                    time.sleep(OTHERS_SECONDS)
+                    continue
+                timeout = OTHERS_SECONDS if idle else None
+                every: list[Future[Any]] = [*owners, *deciding]
+                done = wait(every, timeout, FIRST_COMPLETED).done
+                for future in [future for future in owners if future in done]:
+                    owners[future].take(future)
+                for decision in [future for future in deciding if future in done]:
+                    search = deciding.pop(decision)
+                    entry = decision.result()
+                    evaluator.finish(search.problem)
+                    reporter.decided(entry, idle_knobs(list(search.outcomes.values())))
+                    yield entry
+        finally:
+            # A thread that waits for a worker ends when the workers do.
+            evaluator.close()
+            for search in searches:
+                search.record.release_all()
