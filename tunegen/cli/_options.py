@@ -22,6 +22,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 OUT_HELP = "Folder of tuned configs. Default: ./tuned_configs where there is one, else those that ship with tunegen."
 # Where `tunegen tune` writes unless told otherwise, and where the other commands look first.
 LOCAL_CONFIGS = Path("tuned_configs")
+# Where `tunegen tune` keeps what it has evaluated.
+STORAGE = "sqlite:///.tunegen/studies.sqlite3"
 
 
 # Tables keep their columns in a log file, which has no width of its own.

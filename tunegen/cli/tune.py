@@ -9,6 +9,7 @@ import click
 
 from tunegen.cli._options import (
     LOCAL_CONFIGS,
+    STORAGE,
     auto_target,
     chosen_problems,
     parse_devices,
@@ -54,7 +55,7 @@ INTERRUPTED = 130
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
 @click.option(
     "--storage",
-    default="sqlite:///.tunegen/studies.sqlite3",
+    default=STORAGE,
     show_default=True,
     help="optuna storage that every result goes to at once: sqlite:///FILE, journal:///FILE or postgresql://...;"
     " a stopped run goes on from it, and runs on other hosts with the same one share the work.",

@@ -84,7 +84,11 @@ def _compile(rendered: Rendered, target: Target, dtype: str, folder: Path) -> Co
     try:
         compiled = triton.compile(source, target=gpu_target(target), options=kernel.options)
     except Exception as error:  # Triton raises a different type for each stage that can refuse a kernel
-        raise CompileError(f"{rendered.problem} for {target.name}, {rendered.config}: {error}") from error
+        # What went wrong inside a helper is the cause of an error that shows no more than the helper's call.
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise CompileError(f"{rendered.problem} for {target.name}, {rendered.config}: {cause}") from error
     seconds = time.perf_counter() - start
     assembly = compiled.asm["amdgcn" if target.backend == "hip" else "ptx"]
     binary = compiled.asm["hsaco" if target.backend == "hip" else "cubin"]

@@ -13,6 +13,7 @@ import json
 import os
 import threading
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from tunegen.configs import TunedBucket
-from tunegen.ops import Config, Problem, config_key, get_family
+from tunegen.ops import Config, Problem, config_key
 from tunegen.search.storage import HEARTBEAT_SECONDS
 from tunegen.targets import Target
 
@@ -29,6 +30,7 @@ from tunegen.targets import Target
 ABANDONED_SECONDS = 1800.0
 # What optuna's tables hold.
 LONGEST_NAME = 500
+CONDEMNED = "condemned "
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,6 @@ class Record:
         circumstances: list[str],
         num_objectives: int,
     ) -> None:
-        self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
-            knob.name: optuna.distributions.CategoricalDistribution(knob.choices)
-            for knob in get_family(problem.op).knobs(problem, target)
-        }
         name = " | ".join([str(problem), target.name, *circumstances, "tokens " + ",".join(map(str, tokens))])
         if len(name) > LONGEST_NAME:
             name = f"{name[: LONGEST_NAME - 17]} {hashlib.sha256(name.encode()).hexdigest()[:16]}"
@@ -161,18 +159,7 @@ class Record:
 
     def load(self) -> list[Outcome]:
         """Everything recorded so far, by anyone, in the order of the claims."""
-        condemned = self._condemned()
-        return [
-            Outcome(o.config, {}, condemned[config_key(o.config)], o.details)
-            if config_key(o.config) in condemned
-            else o
-            for o in finished(self._trials())
-        ]
-
-    def _condemned(self) -> dict[str, str]:
-        prefix = "condemned "
-        attributes = self._study.user_attrs.items()
-        return {key.removeprefix(prefix): reason for key, reason in attributes if key.startswith(prefix)}
+        return _with_condemned(finished(self._trials()), self._study.user_attrs)
 
     def _trials(self) -> list[FrozenTrial]:
         return self._storage.get_all_trials(self._id, deepcopy=False)
@@ -183,7 +170,9 @@ class Record:
         foreign = [t for t in self._trials() if t.state == TrialState.RUNNING and t._trial_id not in mine]
         if not foreign:
             return set()
-        optuna.storages.fail_stale_trials(self._study)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.storages.fail_stale_trials(self._study)
         alive = set()
         for trial in foreign:
             attributes = trial.user_attrs
@@ -195,40 +184,35 @@ class Record:
                 alive.add(config_key(attributes["config"]))
         return alive
 
-    def claim(self, configs: list[Config]) -> list[Config]:
-        """Claims configs; returns those that are this process's to evaluate."""
+    def claim(self, configs: list[Config], most: int) -> list[Config]:
+        """Claims configs; returns those that are this process's to evaluate.
+
+        Args:
+            configs: What to claim.
+            most: Distinct configs that the study shall have, everyone's together.
+        """
         for config in configs:
-            known = all(
-                isinstance(domain, optuna.distributions.CategoricalDistribution) and config[name] in domain.choices
-                for name, domain in self._distributions.items()
-            )
-            trial = optuna.trial.create_trial(
-                state=TrialState.RUNNING,
-                params=dict(config) if known else {},
-                distributions=self._distributions if known else {},
-                user_attrs={"config": config, "owner": _owner(), "since": time.time()},
-            )
+            # The config is an attribute and no parameters: those take optuna's databases many queries each.
+            attributes = {"config": config, "owner": _owner(), "since": time.time()}
+            trial = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
             identity = self._storage.create_new_trial(self._id, trial)
             self._claims[config_key(config)] = identity
             self._heart.add(identity)
-        # Whoever claimed a config before has been written by now: numbers are handed out in turn.
-        taken = {config_key(outcome.config) for outcome in finished(self._trials())} | self._claimed_before()
+        # Whoever claimed one of them before has been written by now: numbers are handed out in turn. The dead are
+        # given up first; then one look at all trials decides, as from one look to the next a claim may be finished.
+        self.others()
+        holders: dict[str, int] = {}
+        for trial in self._trials():
+            if "outcome" in trial.user_attrs if trial.state.is_finished() else "config" in trial.user_attrs:
+                holders.setdefault(config_key(trial.user_attrs["config"]), trial._trial_id)
+        first = dict(list(holders.items())[:most])
         won = []
         for config in configs:
-            if config_key(config) in taken:
-                self.release(config)
-            else:
+            if first.get(config_key(config)) == self._claims[config_key(config)]:
                 won.append(config)
+            else:
+                self.release(config)
         return won
-
-    def _claimed_before(self) -> set[str]:
-        if not self.others():
-            return set()
-        first: dict[str, int] = {}
-        for trial in self._trials():
-            if trial.state == TrialState.RUNNING and "config" in trial.user_attrs:
-                first.setdefault(config_key(trial.user_attrs["config"]), trial._trial_id)
-        return {key for key, trial in first.items() if self._claims.get(key, trial) != trial}
 
     def finish(self, outcome: Outcome, values: list[float] | None) -> bool:
         """Records what became of a claimed config; ``values`` are its objectives, None if it failed.
@@ -273,7 +257,7 @@ class Record:
 
     def condemn(self, outcome: Outcome) -> None:
         """Records that a config which was timed cannot be used after all."""
-        self._study.set_user_attr(f"condemned {config_key(outcome.config)}", outcome.failure)
+        self._study.set_user_attr(CONDEMNED + config_key(outcome.config), outcome.failure)
 
     def decision(self, outcomes: list[Outcome]) -> list[TunedBucket] | None:
         """The winners that were chosen among just these outcomes, if they have been."""
@@ -287,6 +271,47 @@ class Record:
             self._study.set_user_attr(f"decision {_digest(outcomes)}", [asdict(bucket) for bucket in buckets])
             made = buckets
         return made
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a storage holds of one problem under one set of circumstances.
+
+    Attributes:
+        problem: What was tuned.
+        target: Name of the target.
+        circumstances: Evidence, template hash, device and versions.
+        outcomes: By anyone, in the order of the claims.
+    """
+
+    problem: Problem
+    target: str
+    circumstances: list[str]
+    outcomes: list[Outcome]
+
+
+def read_studies(storage: optuna.storages.BaseStorage) -> list[Study]:
+    """Everything that tuners have recorded in a storage, the oldest study first."""
+    studies = []
+    for frozen in storage.get_all_studies():
+        attributes = frozen.user_attrs
+        if "about" in attributes:
+            about = attributes["about"]
+            problem = Problem.of(about["op"], about["shape"], about["variant"])
+            trials = storage.get_all_trials(frozen._study_id, deepcopy=False)
+            outcomes = _with_condemned(finished(trials), attributes)
+            studies.append(Study(problem, about["target"], about["circumstances"], outcomes))
+    return studies
+
+
+def _with_condemned(outcomes: list[Outcome], attributes: dict[str, Any]) -> list[Outcome]:
+    """The outcomes, those that `Record.condemn` was told of as failures."""
+    return [
+        Outcome(outcome.config, {}, attributes[key], outcome.details)
+        if (key := CONDEMNED + config_key(outcome.config)) in attributes
+        else outcome
+        for outcome in outcomes
+    ]
 
 
 def finished(trials: list[FrozenTrial]) -> list[Outcome]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import os
 import random
@@ -53,6 +54,12 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         ) from error
 
 
+def exists(url: str) -> bool:
+    """False if the URL names a file that is not there; what is on a server cannot be told before it is opened."""
+    scheme, separator, rest = url.partition(":///")
+    return not separator or scheme not in ("sqlite", "journal") or Path(rest).exists()
+
+
 def _with_driver(url: str) -> str:
     for scheme in ("postgresql://", "postgres://"):
         if url.startswith(scheme):
@@ -96,10 +103,31 @@ def _made_by_another(error: BaseException) -> bool:
 
 
 def _journal(path: Path) -> optuna.storages.JournalStorage:
-    lock = JournalFileOpenLock(str(path))
+    lock = _FileLock(path.with_name(path.name + ".lock"))
     with _held(lock):
         _drop_half_written_line(path)
     return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+
+
+class _FileLock(JournalFileOpenLock):
+    """A lock that the kernel releases with the process that holds it.
+
+    One of optuna's own that a killed tuner has left behind keeps everyone waiting for half a minute.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path = path
+        self._descriptor = -1
+
+    def acquire(self) -> bool:
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        self._descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        os.close(self._descriptor)
 
 
 @contextlib.contextmanager

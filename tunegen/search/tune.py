@@ -155,7 +155,7 @@ class _Search:
         key = config_key(self.default)
         if key not in self.outcomes:
             # Whatever it is compared with, the default comes first.
-            self.batch = [] if key in self.others else self.record.claim([self.default])
+            self.batch = [] if key in self.others else self.record.claim([self.default], self.plan.trials)
         else:
             self.batch = self._next_batch()
         if not self.batch:
@@ -166,10 +166,10 @@ class _Search:
 
     def _next_batch(self) -> list[Config]:
         batch: list[Config] = []
-        for key in self.others:
-            self.proposer.exclude(key)
         while not self.spent:
-            room = min(BATCH, self.plan.trials - len(self.outcomes) - len(self.others)) - len(batch)
+            for key in self.others:
+                self.proposer.exclude(key)
+            room = min(BATCH - len(batch), self.plan.trials - len(self.outcomes) - len(self.others) - len(batch))
             proposed: list[Config] = []
             while len(proposed) < room and (self.queue or not self.proposer.exhausted):
                 config = self.queue.popleft() if self.queue else self.proposer.propose()
@@ -179,10 +179,12 @@ class _Search:
                     self.proposer.exclude(key)
             if not proposed:
                 break
-            won = self.record.claim(proposed)
+            won = self.record.claim(proposed, self.plan.trials)
             batch += won
-            # What another tuner was first to claim is its to evaluate.
-            self.others |= {config_key(config) for config in proposed if config not in won}
+            if len(won) < len(proposed):
+                # Another tuner was first to claim some.
+                self._learn(self.record.load())
+                self.others = self.record.others() - set(self.outcomes)
         return batch
 
     def take(self, future: Future[Outcome]) -> None:

@@ -18,10 +18,10 @@ import triton
 from tunegen import __version__
 from tunegen.codegen.render import Rendered, render
 from tunegen.configs import TunedBucket
-from tunegen.evaluate.isolated import IsolatedPool
+from tunegen.evaluate.isolated import IsolatedPool, TimeLimit
 from tunegen.ops import Config, Problem, get_family
 from tunegen.runtime.device import DeviceKey
-from tunegen.search.evaluators._compilation import Compilation, compile_pool, compile_task
+from tunegen.search.evaluators._compilation import Compilation, compile_task
 from tunegen.search.record import Outcome
 from tunegen.targets import Target
 
@@ -55,11 +55,17 @@ class Evaluator(ABC):
 
     evidence: str
     lanes: int = 1
+    # Resident bytes that a worker process may have; None: an equal share of the machine's.
+    memory: int | None = None
+    # What a compile may take before it is known what others take, and at least.
+    compile_seconds = (300.0, 60.0)
 
     def __init__(self, target: Target, device: DeviceKey, tokens: list[int], workers: int | None = None) -> None:
         self.target, self.device, self.tokens = target, device, tokens
         self._folder = tempfile.TemporaryDirectory(prefix="tunegen-")
-        self._compilers: IsolatedPool = compile_pool(workers or min(os.cpu_count() or 1, 16))
+        self._compilers = IsolatedPool(
+            workers or min(os.cpu_count() or 1, 16), TimeLimit(*self.compile_seconds), memory=self.memory
+        )
         self._compilations: dict[str, Future[Compilation]] = {}
 
     def __enter__(self) -> Evaluator:

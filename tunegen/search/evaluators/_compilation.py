@@ -9,13 +9,9 @@ from pathlib import Path
 from tunegen.codegen.compile import compile_kernel
 from tunegen.codegen.render import Rendered
 from tunegen.codegen.resources import Resources
-from tunegen.evaluate.isolated import IsolatedPool, TimeLimit
+from tunegen.errors import CompileError
 from tunegen.evaluate.predict import Prediction, predict
-from tunegen.targets import get_target
-
-# What a compile may take before it is known what others take, and at least.
-FIRST_SECONDS = 300.0
-LEAST_SECONDS = 60.0
+from tunegen.targets import Target, get_target
 
 
 @dataclass(frozen=True)
@@ -33,9 +29,15 @@ class Compilation:
     predictions: dict[int, Prediction]
 
 
-def compile_pool(workers: int) -> IsolatedPool:
-    """A pool for `compile_task`."""
-    return IsolatedPool(workers, TimeLimit(FIRST_SECONDS, LEAST_SECONDS))
+def _require_room(target: Target, resources: Resources) -> None:
+    for what, needed, most in (
+        ("warps", resources.warps, target.max_warps),
+        ("bytes of shared memory", resources.shared_memory, target.shared_memory_of_program),
+        ("registers a lane", resources.registers, target.registers),
+        ("registers", resources.registers * resources.warps * target.warp_size, target.register_file),
+    ):
+        if needed > most:
+            raise CompileError(f"out of resources: a program takes {needed} {what}; on {target.name} it has {most}")
 
 
 def compile_task(rendered: Rendered, folder: Path, predicted_tokens: tuple[int, ...]) -> Compilation:
@@ -47,10 +49,11 @@ def compile_task(rendered: Rendered, folder: Path, predicted_tokens: tuple[int, 
         predicted_tokens: Token counts to predict its time at.
 
     Raises:
-        CompileError: The compiler refuses it.
+        CompileError: The compiler refuses it, or no compute unit can hold one program of it.
     """
     compiled = compile_kernel(rendered, folder=folder)
     target = get_target(rendered.target)
+    _require_room(target, compiled.resources)
     return Compilation(
         compiled.resources,
         hashlib.sha256(compiled.binary).hexdigest(),

@@ -28,9 +28,6 @@ from tunegen.targets import Device
 FINALISTS = 6
 # Differences below half a percent are never taken for real, however quiet the run was.
 LEAST_MARGIN = 0.005
-# What a trial or a bucket's final may take before it is known what others take, and at least.
-FIRST_SECONDS = 180.0
-LEAST_SECONDS = 20.0
 
 
 class MeasuredEvaluator(Evaluator):
@@ -48,6 +45,8 @@ class MeasuredEvaluator(Evaluator):
     """
 
     evidence = "measured"
+    # What a trial or a bucket's final may take before it is known what others take, and at least.
+    run_seconds = (180.0, 20.0)
     # What the workers run; module-level functions, imported by name.
     start, look, probe, contest, forget = (
         staticmethod(trial.start),
@@ -68,9 +67,9 @@ class MeasuredEvaluator(Evaluator):
         super().__init__(first.target, first.key, tokens, workers)
         self._device = first
         self.lanes = len(devices)
-        self._finals = TimeLimit(FIRST_SECONDS, LEAST_SECONDS)
-        looks = TimeLimit(FIRST_SECONDS, LEAST_SECONDS)
-        self._gpus = [IsolatedPool(1, looks, partial(self.start, device.index)) for device in devices]
+        self._finals = TimeLimit(*self.run_seconds)
+        looks = TimeLimit(*self.run_seconds)
+        self._gpus = [IsolatedPool(1, looks, partial(self.start, device.index), self.memory) for device in devices]
         self._lane_of: dict[Problem, int] = {}
         self._times: dict[str, Future[dict[int, float]]] = {}
 

@@ -23,23 +23,20 @@ from tunegen.targets import Target
 
 # A prediction tells times apart no finer than this.
 PREDICTION_MARGIN = 0.01
-# What the interpreter may take for a winner's first case, before it is known what others take, and at least.
-FIRST_SECONDS = 600.0
-LEAST_SECONDS = 120.0
 
 
 class PredictedEvaluator(Evaluator):
     """Predicts from the compiled kernel; a winner has been run in Triton's interpreter."""
 
     evidence = "predicted"
+    # What the interpreter may take for a winner's first case, before it is known what others take, and at least.
+    check_seconds = (600.0, 120.0)
 
     def __init__(self, target: Target, tokens: list[int], workers: int | None = None) -> None:
         limits_of(target.name)
         super().__init__(target, target.device, tokens, workers)
         count = min(os.cpu_count() or 1, 4)
-        self._interpreters = IsolatedPool(
-            workers or count, TimeLimit(FIRST_SECONDS, LEAST_SECONDS), interpreter.start_worker
-        )
+        self._interpreters = IsolatedPool(workers or count, TimeLimit(*self.check_seconds), interpreter.start_worker)
         self._checks: dict[str, Future[list[str]]] = {}
 
     def close(self) -> None:
