@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -102,6 +104,11 @@ def test_render() -> None:
         (("tune", "--hidden-size", "512", "--tokens", "1,x"), "Token counts are positive integers"),
         (("tune", "--hidden-size", "512", "--tokens", "0"), "Token counts are positive integers"),
         (("tune", "--hidden-size", "512", "--target", "sm100"), "no performance limits of sm100"),
+        (("tune", "--hidden-size", "512", "--timeout", "soon"), "--timeout takes a time such as 90s, 10m or 1h"),
+        (("tune", "--hidden-size", "512", "--timeout", "0s"), "--timeout takes a time such as 90s, 10m or 1h"),
+        (("tune", "--hidden-size", "512", "--devices", "a"), "--devices takes GPU indices"),
+        (("tune", "--hidden-size", "512", "--devices", "99"), "--devices names GPU 99, but"),
+        (("show", "--failures", "--storage", "sqlite:///NOWHERE"), "There is no storage sqlite:///"),
         (("emit", "--out", "OUT", "--configs", "NOWHERE"), "no tuned_configs folder"),
         (("emit", "--out", "OUT", "--name", "not-a-name"), "not-a-name"),
         (("verify", "--pack", "no_such_pack"), "no package 'no_such_pack'"),
@@ -147,8 +154,16 @@ def test_tune_emit_verify(tmp_path: Path) -> None:
         "1,256",
     ]
     arguments += ["--evidence", "predicted", "--trials", "6", "--out", str(out), "--storage", storage]
+    with subprocess.Popen([*TUNEGEN, *arguments], stdout=-1, stderr=-1, text=True) as interrupted:
+        assert interrupted.stdout is not None and interrupted.stderr is not None
+        while "2 configs" not in interrupted.stdout.readline():
+            assert interrupted.poll() is None
+        interrupted.send_signal(signal.SIGINT)
+        assert interrupted.wait() == 130
+        said = interrupted.stderr.read()
+    assert said.startswith("Interrupted: 0 of 1 problems are done; what was evaluated is kept in sqlite:///"), said
     first = subprocess.run([*TUNEGEN, *arguments], capture_output=True, text=True, check=True).stdout
-    assert "up to 6 configs" in first
+    assert re.search(r"up to 6 configs, [2-6] of them known from an earlier run", first)
     assert f"wrote {out / 'gfx942' / 'rmsnorm_mxfp4_quant.json'}" in first
     (entry,) = load_entries(out)
     assert entry.evidence == "predicted"
