@@ -16,7 +16,7 @@ from tunegen.ops import config_key
 from tunegen.search.record import read_studies
 from tunegen.search.storage import open_storage
 
-TRIALS = 60
+TRIALS = 40
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def share(url: str, folder: Path) -> None:
     """Runs two tuners side by side and checks that they shared the work."""
-    tuners = {name: tuner_process.start(url, folder, name, TRIALS, 0.15) for name in ("one", "two")}
+    tuners = {name: tuner_process.start(url, folder, name, TRIALS, 0.1) for name in ("one", "two")}
     for tuner in tuners.values():
         tuner.join()
         assert tuner.exitcode == 0
