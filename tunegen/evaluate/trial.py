@@ -110,7 +110,9 @@ def _leaving_on_faults(function: Callable[P, Result]) -> Callable[P, Result]:
         except ConformanceError as error:
             raise WorkerUnusableError(str(error)) from error
         except Exception as error:
-            raise WorkerUnusableError(f"{type(error).__name__}: {error}") from error
+            # The lines after the first are advice on debugging, the same for every fault.
+            first = (str(error).splitlines() or [""])[0]
+            raise WorkerUnusableError(f"{type(error).__name__}: {first}") from error
 
     return guarded
 
