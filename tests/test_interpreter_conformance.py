@@ -11,7 +11,8 @@ import itertools
 import pytest
 import torch
 
-from tunegen.evaluate.conformance import Case, candidates, case_factors, pairwise
+from tunegen.evaluate.conformance import pairwise
+from tunegen.evaluate.conformance.rows import Case, candidates, case_factors
 from tunegen.evaluate.interpreter import UNITS, interpretable, substituted
 from tunegen.ops import Config, Problem, get_family
 from tunegen.ops.rmsnorm_mxfp4 import MAX_SEGMENTS, RMSNORM_MXFP4, format_cover, greedy_cover, split_choices
