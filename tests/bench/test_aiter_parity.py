@@ -1,24 +1,21 @@
 """AITER's own kernels against the numerics contract, in Triton's interpreter: an oracle that is not ours.
 
-Runs with the amd-aiter that is installed, or with an unpacked wheel: `pytest --aiter-root FOLDER tests/bench`. Its wheel
-is 40 MB for 0.3 MB of kernels, so that it is not among what the tests install; without it a warning says what was not run.
-benchmarks/f2_table.py and f3_table.py check the same on a GPU.
+Runs with the amd-aiter that is installed, or with an unpacked wheel: `pytest --aiter-root FOLDER tests/bench`. Its
+wheel is 40 MB for 0.3 MB of kernels, so that it is not among what the tests install; without it a warning says what
+was not run. benchmarks/f2_table.py and f3_table.py check the same on a GPU.
 """
 
 from __future__ import annotations
 
-import ast
-import functools
 import multiprocessing
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from interpreting_aiter import prepare
 
 from tunegen.bench.agreement import RopeOutputs, mxfp4_agreement, rope_failures
 from tunegen.bench.aiter import load_aiter
@@ -31,47 +28,6 @@ from tunegen.runtime.families.mla_rope import MlaRopeCache
 CPU = torch.device("cpu")
 
 # --- In the interpreting process ---
-
-
-@functools.cache
-def prepare() -> None:
-    """What AITER's kernels ask of the interpreter and it does not have: arithmetic in bfloat16, which it does on the
-    bits; fp8 to nearest even; ``floor`` as a method; ``not`` of a tensor, which it takes for Python's.
-    """
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    bf16_interpreter._prepare_worker()
-    arithmetic = (np.add, np.subtract, np.multiply, np.divide)
-    convert, operate = interpreter._convert_float, interpreter.InterpreterBuilder.binary_op
-
-    def convert_float(values: Any, source: Any, destination: Any, rounding_mode: Any) -> Any:
-        if destination == tl.float8e4nv:
-            return torch.from_numpy(values.copy()).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
-        return convert(values, source, destination, rounding_mode)
-
-    def binary_op(self: Any, left: Any, right: Any, operation: Any) -> Any:
-        if left.dtype.scalar != tl.bfloat16 or operation not in arithmetic:
-            return operate(self, left, right, operation)
-        wide = [convert(side.data, tl.bfloat16, tl.float32, None).view(np.float32) for side in (left, right)]
-        result = convert(operation(*wide), tl.float32, tl.bfloat16, None)
-        return interpreter.TensorHandle(result, tl.bfloat16)
-
-    class Transformer(interpreter.ASTTransformer):  # type: ignore[misc]
-        def visit_Assign(self, node: ast.Assign) -> Any:  # noqa: N802 (the name that ast looks for)
-            node.value = self.visit(node.value)
-            return super().visit_Assign(node)
-
-        def visit_UnaryOp(self, node: ast.UnaryOp) -> Any:  # noqa: N802
-            self.generic_visit(node)
-            if not isinstance(node.op, ast.Not):
-                return node
-            return ast.Compare(left=node.operand, ops=[ast.Eq()], comparators=[ast.Constant(value=False)])
-
-    interpreter.FunctionRewriter.ast_transformer = Transformer()
-    interpreter._convert_float = convert_float
-    interpreter.InterpreterBuilder.binary_op = binary_op
-    tl.tensor.floor = lambda self: tl.floor(self)
 
 
 def quantise(root: Path | None, op: str, hidden_size: int, tokens: int, dtype: torch.dtype) -> list[str]:

@@ -27,8 +27,11 @@ def mxfp4_quant(aiter: Aiter, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
     return out.q, out.scales, out.residual_out
 
 
-def mla_rope_cache(aiter: Aiter, args: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """mla_rope_cache with kv_c first and q_out in the activation dtype: (q_out [B, H, R + D], k_pe_out [S, D]).
+def mla_rope_cache(
+    aiter: Aiter, args: Sequence[Any], outputs: Sequence[torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """mla_rope_cache with kv_c first and q_out in the activation dtype: (q_out [B, H, R + D], k_pe_out [S, D]),
+    into ``outputs`` if they are given.
 
     AITER rotates in the activation dtype, with as many roundings as the compiler makes of it, and takes a cache
     without gaps between its slots.
@@ -38,8 +41,10 @@ def mla_rope_cache(aiter: Aiter, args: Sequence[Any]) -> tuple[torch.Tensor, tor
         raise ValueError("AITER writes cache rows with kv_c first; got pe_first.")
     tokens, rope_dim = kv_c.shape[0], q_pe.shape[2]
     cos, sin = table.chunk(2, -1)
+    into = {} if outputs is None else {"q_out": outputs[0], "k_pe_out": outputs[1].unsqueeze(1)}
     out = aiter.fused_qk_rope_cat_and_cache_mla(
         *(q_nope, q_pe, kv_c.unsqueeze(1), k_pe.reshape(tokens, 1, rope_dim)),
         *(kv_cache.view(-1, 1, kv_cache.shape[-1]), slots, positions, cos, sin, k_scale, is_neox),
+        **into,
     )
     return out.q_out, out.k_pe_out.view(tokens, rope_dim)
