@@ -32,12 +32,12 @@ SOFTWARE_CONVERSION = "saturate"
 UNITS = 4
 
 
-def substituted(target: Target) -> bool:
-    """True if the target converts to FP4 by an instruction, which the interpreter cannot run.
+def substituted(problem: Problem, target: Target, config: Config) -> bool:
+    """True if the kernel converts to FP4 by the target's instruction, which the interpreter cannot run.
 
     `interpretable` then renders another conversion: what passes shows everything but the conversion.
     """
-    return target.fp4_conversion != SOFTWARE_CONVERSION
+    return render(problem, target, config).source != interpretable(problem, target, config).source
 
 
 def interpretable(problem: Problem, target: Target, config: Config) -> Rendered:

@@ -138,7 +138,7 @@ def verify_kernels(subjects: list[Subject], device: Device | None, folder: Path)
         waiting: list[tuple[Row, list[tuple[Case, Config, Future[list[str]]]]]] = []
         for subject in subjects:
             here = device is not None and device.target == subject.target
-            replaced = substituted(subject.target)
+            replaced = substituted(subject.problem, subject.target, subject.configs[0])
             where = "device" if here else f"interpreter{', software conversion' if replaced else ''}"
             problem, target = subject.problem, subject.target
             row = Row(problem, target.name, len(subject.configs), where)
