@@ -105,10 +105,11 @@ def row(line: Line, config: Config, aiter: Aiter | None, unfused: Unfused | None
     family, workload = line.family, line.workload
     check_handwritten(line, config)
     default = family.default(line.problem, line.target)
-    twin = line.best_twin()
     # The twin takes a row at a time; a config that is only valid for several has no twin of its own.
     alone = {**config, "rows": 1}
-    same_launch = line.replay(alone, twin=True) if family.valid(line.problem, line.target, alone) else twin
+    own = [alone] if family.valid(line.problem, line.target, alone) else []
+    twin = line.best_twin(default, *own)
+    same_launch = line.replay(alone, twin=True) if own else twin
     graphs: dict[str, Replay] = {
         "empty": empty_kernel_replay(),
         "twin": twin,

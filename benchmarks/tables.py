@@ -53,9 +53,10 @@ class Line:
 
         return Replay(run, self.sets)
 
-    def best_twin(self) -> Replay:
-        """The traffic twin with the fastest of its launch choices."""
-        twins = [self.replay(config, twin=True) for config in self.family.twin_configs(self.problem, self.target)]
+    def best_twin(self, *timed: Config) -> Replay:
+        """The traffic twin with the fastest of its launch choices, those of the configs that are timed among them."""
+        configs = [*self.family.twin_configs(self.problem, self.target), *timed]
+        twins = [self.replay(config, twin=True) for config in configs]
         looks = time_interleaved(twins, LOOKS)
         return min(zip(looks, twins, strict=True), key=lambda look: look[0].median)[1]
 

@@ -162,7 +162,8 @@ def rope_failures(args: Sequence[Any], cache_before: torch.Tensor, outputs: Rope
     found += _outside("q_out of q_pe", outputs.q_out[..., rank:], *q_rotated, None)
     k_rotated = (k_rotated[0][kept], k_rotated[1][kept])
     found += _outside("k_pe_out", outputs.k_pe_out[kept], *k_rotated, None)
-    written = outputs.kv_cache[rows]
+    # Rows are picked as bits: not every version of torch indexes fp8.
+    written = _bits(outputs.kv_cache)[rows].view(cache_before.dtype)
     if written.dtype == kv_c.dtype:
         found += _counted("kv_cache of kv_c", _bits(written[:, :rank]) != _bits(kv_c[kept]))
     else:

@@ -41,7 +41,7 @@ def mla_rope_cache(
         raise ValueError("AITER writes cache rows with kv_c first; got pe_first.")
     tokens, rope_dim = kv_c.shape[0], q_pe.shape[2]
     cos, sin = table.chunk(2, -1)
-    into = {} if outputs is None else {"q_out": outputs[0], "k_pe_out": outputs[1].unsqueeze(1)}
+    into: dict[str, Any] = {} if outputs is None else {"q_out": outputs[0], "k_pe_out": outputs[1].unsqueeze(1)}
     out = aiter.fused_qk_rope_cat_and_cache_mla(
         *(q_nope, q_pe, kv_c.unsqueeze(1), k_pe.reshape(tokens, 1, rope_dim)),
         *(kv_cache.view(-1, 1, kv_cache.shape[-1]), slots, positions, cos, sin, k_scale, is_neox),
