@@ -312,5 +312,10 @@ class RmsnormMxfp4(Family):
                 configs.append(config)
         return configs or [base]
 
+    def twin_of(self, problem: Problem, target: Target, config: Config) -> Config | None:
+        """A twin takes a row at a time; a config that is valid for several alone has none."""
+        alone = {**config, "rows": 1}
+        return alone if self.valid(problem, target, alone) else None
+
 
 RMSNORM_MXFP4 = RmsnormMxfp4()
