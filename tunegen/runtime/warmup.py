@@ -127,6 +127,7 @@ def _jobs(
                 calls: list[tuple[Any, ...]] = []
                 for dtype in dtypes or (getattr(torch, entry.dtype),):
                     args = op.inputs(entry.shape, 1, dtype, device, generator, variant)
+                    op.check(*args)  # a dtype that the op does not take is refused here
                     calls += op.specialisations(args, everything, large)
                 # Four bytes on, bfloat16 is still loaded two values a word; two bytes on, no longer.
                 others = [_misaligned(args, num_bytes) for args in calls for num_bytes in (4, 2)]
