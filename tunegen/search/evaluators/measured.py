@@ -136,6 +136,12 @@ class MeasuredEvaluator(Evaluator):
         self.compile(rendered).add_done_callback(compiled)
         return result
 
+    def own_twins(self, problem: Problem, configs: list[Config]) -> list[Rendered]:
+        """The twins with the launch choices of configs, where there are such."""
+        family = get_family(problem.op)
+        own = [family.twin_of(problem, self.target, config) for config in configs]
+        return [self.render(problem, config, twin=True) for config in own if config]
+
     def _sources(self, rendered: list[Rendered]) -> list[Path]:
         """Files of the kernels that compile, compiled."""
         futures = [self.compile(each) for each in rendered]
@@ -158,7 +164,8 @@ class MeasuredEvaluator(Evaluator):
         finals = {tokens: self._finalists(distinct, default, tokens) for tokens in self.tokens}
         every = {config_key(config): config for configs in finals.values() for config in configs}
         # Compiled by an earlier run, if this one goes on from it.
-        self._sources([self.render(problem, config, twin) for config in every.values() for twin in (False, True)])
+        kernels = [self.render(problem, config) for config in every.values()]
+        self._sources([*kernels, *self.own_twins(problem, list(every.values()))])
         buckets: list[TunedBucket] = []
         failures: dict[str, Outcome] = {}
         for tokens, edge in zip(self.tokens, edges, strict=True):
@@ -208,8 +215,7 @@ class _Final:
         """Evidence and winner; finalists that break the worker are found and left out."""
         evaluator, problem = self.evaluator, self.problem
         # The twin has the launch choices that the kernel has, those of the finalists among them.
-        own = [evaluator.render(problem, config, twin=True) for config in finalists]
-        twins = evaluator._sources([*self.twins, *own])
+        twins = evaluator._sources([*self.twins, *evaluator.own_twins(problem, finalists)])
         while True:
             sources = {config_key(c): evaluator.render(problem, c).write(evaluator.folder) for c in finalists}
             # The default twice: how far a kernel differs from itself is what noise can make.
