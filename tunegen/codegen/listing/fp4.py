@@ -1,8 +1,9 @@
 """Checks gfx950's conversions to E2M1 in a listing: which elements go into which nibbles, and the wait states.
 
 ``v_cvt_scalef32_pk_fp4_f32 vD, a, b, scale`` writes one byte of vD, the code of a low and that of b high, and leaves
-the others; op_sel says which byte. Four of them fill a word. Whether each takes the two elements that belong there is read
-off the listing: every register is followed from the loads on by the place, within its load, of the element it holds.
+the others; op_sel says which byte. Four of them fill a word. Whether each takes the two elements that belong there is
+read off the listing: every register is followed from the loads on by the place, within its load, of the element that
+it holds.
 """
 
 from __future__ import annotations
