@@ -4,7 +4,7 @@ Reads measurements of many configs of a problem: optuna storages that `tunegen t
 recordings of benchmarks/record_space.py. Every kernel is compiled anew (no GPU is needed), predicted, and set against
 its measured time. Compiled listings are kept in --cache.
 
-Usage: python benchmarks/validate_model.py studies.sqlite3 [space.jsonl ...] [--cache DIR] [--by-tokens]
+Usage: python benchmarks/validate_model.py studies.sqlite3 [space.jsonl ...] [--cache DIR] [--most N] [--by-tokens]
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def resources(problem: Problem, target_name: str, config: Config, cache: Path) -
     """Of a config's kernel, compiled unless the cache has its listing."""
     target = get_target(target_name)
     rendered = render(problem, target, config)
-    body = "\n".join(line for line in rendered.source.splitlines() if not line.startswith("#"))
+    # How many programs loop is a matter of the launch.
+    lines = rendered.source.splitlines()
+    body = "\n".join(line for line in lines if not line.startswith(("#", "PROGRAMS_PER_UNIT")))
     digest = hashlib.sha256(f"{triton.__version__} {target.name} {body}".encode()).hexdigest()[:24]
     path = cache / f"{digest}.json"
     if not path.exists():
@@ -211,12 +213,15 @@ def row(name: str, configs: str, values: list[float]) -> str:
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--cache", type=click.Path(path_type=Path), default=Path(".tunegen/listings"), show_default=True)
 @click.option("--workers", type=int, default=min(os.cpu_count() or 1, 16))
+@click.option("--most", type=int, help="the first so many configs of a problem; default: all")
 @click.option("--by-tokens", is_flag=True, help="a line for each token count too")
-def main(files: tuple[Path, ...], cache: Path, workers: int, by_tokens: bool) -> None:
+def main(files: tuple[Path, ...], cache: Path, workers: int, most: int | None, by_tokens: bool) -> None:
     """Prints the table; see the top of the file."""
     cache.mkdir(parents=True, exist_ok=True)
     spaces = [space for file in files for space in (from_recording if file.suffix == ".jsonl" else from_storage)(file)]
     spaces = [space for space in spaces if len(space.times) >= FEWEST]
+    for space in spaces:
+        space.times = space.times[:most]
     print(f"{MODEL}, triton {triton.__version__}; regrets: time over that of the best measured config, less 1")
     print("| problem | configs | " + " | ".join(COLUMNS) + " |")
     print("|" + "---|" * (len(COLUMNS) + 2))
