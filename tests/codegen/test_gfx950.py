@@ -20,10 +20,10 @@ from tunegen.targets import get_target
 
 GFX950 = get_target("gfx950")
 HIDDEN_SIZE = 7168
-LEAST_LDS, MOST_LDS = 0, 1024
+MOST_LDS = 1024
 # Whole rows from here on: below, programs that share a row trade arithmetic for latency.
 TOKENS_OF_WHOLE_ROWS = 1024
-# Vector instructions a lane at 4 and 8 waves, and barriers a row.
+# Vector instructions a lane at 4 and 8 waves; barriers a row.
 MOST_VECTOR = {NORM: {4: 280, 8: 175}, NORM_ADD: {4: 360, 8: 215}}
 MOST_BARRIERS = 4
 
@@ -52,12 +52,13 @@ CASES = [(op, key) for op, configs in WINNERS.items() for key in configs]
 
 @pytest.mark.parametrize(("op", "key"), CASES)
 def test_winners_use_the_machine_as_meant(op: str, key: str) -> None:
-    """No spills; 16-byte loads where a segment has them; LDS for the row reduction alone; conversions right."""
+    """No spills, few barriers, 16-byte loads where a segment has them, LDS for the row reduction alone, right codes."""
     kernel = compiled(op, key)
     config, used = WINNERS[op][key], kernel.resources
     assert used.spills == 0
+    assert used.barriers <= MOST_BARRIERS
     assert "scratch" not in "".join(used.mix)
-    assert LEAST_LDS <= used.shared_memory <= MOST_LDS
+    assert used.shared_memory <= MOST_LDS
     assert not any("wide" in finding.what for finding in findings_of(GFX950, read_amdgcn(kernel.listing, "gfx950")))
     assert not [kind for kind in used.mix if kind.startswith("shared") and not kind.endswith(" 4")]
     expected: dict[str, int] = {}
@@ -76,11 +77,13 @@ def test_winners_use_the_machine_as_meant(op: str, key: str) -> None:
     strict=True, reason="the F2 template needs 350 vector instructions and 5 barriers; see prediction.md"
 )
 def test_winners_arithmetic_and_barriers() -> None:
+    above = []
     for op, most in MOST_VECTOR.items():
         for key in WINNERS[op]:
             used = compiled(op, key).resources
-            assert used.barriers <= MOST_BARRIERS
-            assert used.vector_instructions <= most.get(used.warps, most[4])
+            if used.vector_instructions > most.get(used.warps, used.vector_instructions):
+                above.append((op, key, used.vector_instructions))
+    assert not above
 
 
 def listing_of_default() -> str:
