@@ -30,6 +30,7 @@ from tunegen.codegen.compile import compile_kernel
 from tunegen.codegen.render import render
 from tunegen.codegen.resources import Resources, nvidia_usage, read_listing, resources_of
 from tunegen.evaluate.predict import MODEL, predict
+from tunegen.files import write_text_atomically
 from tunegen.ops import Config, Problem, config_key, get_family
 from tunegen.targets import Target, get_target
 
@@ -114,7 +115,7 @@ def resources(problem: Problem, target_name: str, config: Config, cache: Path) -
         used = compiled.resources
         usage = nvidia_usage(compiled.binary)
         data = {"listing": compiled.listing, "usage": usage, "warps": used.warps, "shared": used.shared_memory}
-        path.write_text(json.dumps(data), encoding="utf-8")
+        write_text_atomically(path, json.dumps(data))
     data = json.loads(path.read_text(encoding="utf-8"))
     instructions = read_listing(target, data["listing"])
     return resources_of(target, instructions, tuple(data["usage"]), data["warps"], data["shared"])
