@@ -73,6 +73,7 @@ def variants(problem: Problem, target: Target) -> dict[str, Config]:
             problem,
             target,
             {"programs_per_unit": 1, "num_stages": 2, "load_policy": "evict_first", "store_policy": "streaming"},
+            {"programs_per_unit": 1, "num_stages": 2, "store_policy": "streaming"},
         ),
         "split": first_valid(problem, target, {"splits": splits[min(1, len(splits) - 1)]}),
         "split finely": first_valid(problem, target, *({"splits": count} for count in splits[::-1])),

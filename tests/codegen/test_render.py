@@ -63,8 +63,9 @@ def some_sources() -> list[str]:
                 config = family.default(problem, target)
                 sources.append(render(problem, target, config).source)
                 sources.append(render(problem, target, config, twin=True).source)
+                policies = next(knob.choices for knob in family.knobs(problem, target) if knob.name == "load_policy")
                 sources.append(
-                    render(problem, target, {**config, "programs_per_unit": 2, "load_policy": "evict_first"}).source
+                    render(problem, target, {**config, "programs_per_unit": 2, "load_policy": policies[-1]}).source
                 )
                 if hidden_size > 96:
                     sources.append(render(problem, target, {**config, "splits": 2}).source)

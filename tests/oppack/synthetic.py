@@ -62,7 +62,7 @@ def make_rope_entry(
 ) -> TunedEntry:
     """An entry of an mla_rope op, tuned with a variant; the buckets' configs differ, and those of fp8 from others."""
     problem = Problem.of(op, ROPE_SIZES, variant)
-    config = {**MLA_ROPE.default(problem, target), "load_policy": "evict_first" if "fp8" in variant else "default"}
+    config = {**MLA_ROPE.default(problem, target), "load_policy": "l2" if "fp8" in variant else "default"}
     edges = [*(last for _, last in BUCKETS[: buckets - 1]), None]
     return TunedEntry(
         op=op,

@@ -139,7 +139,7 @@ def test_each_variant_is_served_by_the_entry_that_has_it(manifest: Manifest, nam
         assert match.entry == entry_with(manifest, op, variant, name)
         assert match.miss == ""
         config = match.entry.buckets[0].config
-        assert config["load_policy"] == ("evict_first" if "fp8" in variant else "default")
+        assert config["load_policy"] == ("l2" if "fp8" in variant else "default")
     assert len(table.entries(FUNCTIONAL, device)) == 3
     assert len(table.entries(INPLACE, device)) == 2
     assert sorted(table.variants(FUNCTIONAL, ROPE_SIZES)) == sorted(v for op, v in EVERY if op == FUNCTIONAL)
@@ -447,7 +447,7 @@ def test_explain(pack: ModuleType, emitted: EmittedPack) -> None:
     assert (fp8.variant, fp8.entry.variant, fp8.bucket.tokens) == ("act,neox,fp8", "none,fp8", 64)
     assert fp8.kernel.startswith("kernels/sm90/mla_rope_cache/k64_n4_r16_act-neox-fp8_")
     assert (emitted.package / fp8.kernel).is_file()
-    for part in ("num_heads 4", "variant act,neox,fp8", fp8.kernel, "load_policy=evict_first", "measured"):
+    for part in ("num_heads 4", "variant act,neox,fp8", fp8.kernel, "load_policy=l2", "measured"):
         assert part in str(fp8)
     # Arguments of the op say the same as the variant.
     spelt = pack.explain(

@@ -7,7 +7,7 @@ import sys
 import click
 
 from tunegen import __version__
-from tunegen.cli import bench, emit, info, render, tune, verify
+from tunegen.cli import bench, emit, info, inspect, render, tune, verify
 from tunegen.errors import TunegenError
 
 
@@ -29,6 +29,7 @@ for command in (
     info.targets,
     info.show,
     render.render,
+    inspect.inspect,
     tune.tune,
     emit.emit,
     verify.verify,

@@ -13,7 +13,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
 from tunegen.codegen.render import Rendered
-from tunegen.codegen.resources import Resources, resources_of
+from tunegen.codegen.resources import (
+    Resources,
+    amd_usage,
+    disassemble,
+    nvidia_usage,
+    read_listing,
+    resources_of,
+)
 from tunegen.errors import CompileError
 from tunegen.ops import get_family
 from tunegen.runtime.kernel import load_kernel
@@ -27,13 +34,15 @@ class Compiled:
     """What the compiler made of a kernel.
 
     Attributes:
-        assembly: The listing: amdgcn text or PTX.
+        assembly: amdgcn text or PTX.
+        listing: What the machine executes: amdgcn text or SASS.
         binary: hsaco or cubin.
         resources: Registers, spills, shared memory, occupancy.
         seconds: What compiling took.
     """
 
     assembly: str
+    listing: str
     binary: bytes
     resources: Resources
     seconds: float
@@ -90,8 +99,12 @@ def _compile(rendered: Rendered, target: Target, dtype: str, folder: Path) -> Co
             cause = cause.__cause__
         raise CompileError(f"{rendered.problem} for {target.name}, {rendered.config}: {cause}") from error
     seconds = time.perf_counter() - start
-    assembly = compiled.asm["amdgcn" if target.backend == "hip" else "ptx"]
-    binary = compiled.asm["hsaco" if target.backend == "hip" else "cubin"]
-    warps = int(kernel.options["num_warps"])
-    resources = resources_of(target, assembly, binary, warps, int(compiled.metadata.shared))
-    return Compiled(assembly, binary, resources, seconds)
+    warps, shared_memory = int(kernel.options["num_warps"]), int(compiled.metadata.shared)
+    if target.backend == "hip":
+        assembly, binary = compiled.asm["amdgcn"], compiled.asm["hsaco"]
+        listing, usage = assembly, amd_usage(assembly)
+    else:
+        assembly, binary = compiled.asm["ptx"], compiled.asm["cubin"]
+        listing, usage = disassemble(binary), nvidia_usage(binary)
+    resources = resources_of(target, read_listing(target, listing), usage, warps, shared_memory)
+    return Compiled(assembly, listing, binary, resources, seconds)

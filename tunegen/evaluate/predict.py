@@ -1,36 +1,27 @@
 """Estimates a kernel's time from what the compiler made of it, for a GPU that is not here.
 
-A roofline with latency: time = launch + latency of the turns a compute unit takes + the larger of memory and
-vector issue. It knows bytes, occupancy, instruction counts and how programs divide over compute units; it does
-not know caches, the order of instructions or contention. Constants and their sources are in limits/.
+The instructions of the listing are timed as one warp alone would execute them, in order, with published rates and
+latencies (`tunegen.codegen.work`). From that, and from how many programs a compute unit gets and holds at once, follow
+three times: of the schedulers and the units they share, of a program's own latency, and of memory. docs/prediction.md
+has the formulas, the validation and what the model does not know. Constants and their sources are in tunegen/limits/.
 """
 
 from __future__ import annotations
 
-import functools
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
-from tunegen.codegen.resources import Resources
-from tunegen.errors import TargetError
+from tunegen.codegen.resources import SCHEDULERS, Resources
+from tunegen.limits import Limits, limits_of
 from tunegen.ops import Config, Problem, get_family
 from tunegen.targets import Target
 
-MODEL = "roofline/1"
+__all__ = ["MODEL", "Prediction", "limits_of", "predict"]
 
+MODEL = "issue-latency-memory/2"
 
-@dataclass(frozen=True)
-class Limits:
-    """Constants of one target, in the units their names say."""
-
-    bandwidth_gbs: float
-    cache_gbs: float
-    lanes_per_clock: float
-    clock_ghz: float
-    memory_latency_us: float
-    barrier_us: float
-    launch_us: float
+# Execution and memory overlap, but not perfectly: the p-norm of their times is taken, between their maximum and their
+# sum. 3 was chosen on an H100, where anything from 2 to 6 ranks configs alike; it tells nothing of a particular GPU.
+OVERLAP = 3.0
 
 
 @dataclass(frozen=True)
@@ -39,24 +30,40 @@ class Prediction:
 
     Attributes:
         microseconds: Estimated time a call.
-        limiter: The largest term: ``"memory"``, ``"issue"`` or ``"latency"``.
+        limiter: The largest term: ``"memory"``, ``"issue"`` (arithmetic of the schedulers), ``"shared units"`` (LDS,
+            shared memory and the first level of cache), ``"latency"`` or ``"launch"``.
         memory_us: Time that moving the bytes takes at the bandwidth in reach.
+        issue_us: Time that the busiest compute unit's schedulers need to issue its programs.
+        shared_us: Time that the units its schedulers share need.
+        latency_us: Time its programs take one after another, as many at once as it holds, each as if it were alone.
+        launch_us: Time of a kernel that does nothing.
+        programs: Programs launched.
+        turns: Tiles that a program handles, at most.
+        rounds: How often the busiest unit fills up with programs.
+        cached: Share of the bytes that come from the last level of cache.
     """
 
     microseconds: float
     limiter: str
     memory_us: float
+    issue_us: float
+    shared_us: float
+    latency_us: float
+    launch_us: float
+    programs: int
+    turns: int
+    rounds: float
+    cached: float
+
+    @property
+    def limit_us(self) -> float:
+        """The least that any config can take: launch and memory."""
+        return self.launch_us + self.memory_us
 
 
-@functools.cache
-def limits_of(target: str) -> Limits:
-    """The constants of a target; raises TargetError if there are none."""
-    path = Path(__file__).parent / "limits" / f"{target}.json"
-    if not path.exists():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.json")))
-        raise TargetError(f"There are no performance limits of {target} to predict with. There are of: {known}.")
-    data = json.loads(path.read_text(encoding="utf-8"))
-    return Limits(**{name: float(item["value"]) for name, item in data.items()})
+def _cached_share(limits: Limits, moved: int) -> float:
+    """All of two input sets that fit into the cache in turn; nothing once a set alone fills it."""
+    return min(max(2.0 - 2.0 * moved / limits.cache_bytes, 0.0), 1.0)
 
 
 def predict(problem: Problem, target: Target, config: Config, resources: Resources, num_tokens: int) -> Prediction:
@@ -68,32 +75,61 @@ def predict(problem: Problem, target: Target, config: Config, resources: Resourc
         config: Of the kernel.
         resources: Of the kernel as compiled for the target.
         num_tokens: Rows, at least 1.
+
+    Raises:
+        TargetError: Nothing is known of the target's device.
     """
     limits = limits_of(target.name)
     family = get_family(problem.op)
-    tiles, programs = family.grid(problem, config, num_tokens, target.device.units)
     units = target.device.units
+    tiles, programs = family.grid(problem, config, num_tokens, units)
+    turns = -(-tiles // max(programs, 1))
+    once, turn = resources.once, resources.turn
+    warps = resources.warps
 
-    busiest = -(-programs // units)
-    resident = min(resources.programs_per_unit, busiest)
-    tiles_of_program = -(-tiles // programs)
-    # Programs of a unit that cannot be resident together wait for one another; a loop's turns follow each other.
-    turns = -(-busiest // max(resident, 1)) * tiles_of_program
-    latency = turns * (limits.memory_latency_us + resources.barriers * limits.barrier_us)
+    # The busiest unit's programs; where they are many, they spread evenly in the end.
+    most = -(-programs // units)
+    resident = max(min(resources.programs_per_unit, most), 1)
+    share = float(most) if most < 4 * resident else programs / units
+    schedulers = min(SCHEDULERS, warps * resident)
+
+    scheduled = (once.scheduler_clocks + turns * turn.scheduler_clocks) * warps / schedulers
+    shared = (once.unit_clocks + turns * turn.unit_clocks) * warps
+    busy = max(scheduled, shared)
+    alone = once.alone + turns * turn.alone
+    trips = once.round_trips + turns * turn.round_trips
 
     moved = family.bytes_moved(problem, num_tokens)
-    # Little's law: bandwidth needs bandwidth * latency bytes in flight.
-    in_flight = min(units, programs) * resident * moved / max(tiles, 1)
-    needed = limits.bandwidth_gbs * 1e3 * limits.memory_latency_us
-    cached = family.bytes_requested(problem, config, num_tokens) / (limits.cache_gbs * 1e3)
-    memory = max(moved / (limits.bandwidth_gbs * 1e3) / min(1.0, in_flight / needed), cached)
+    cached = _cached_share(limits, moved)
+    latency_us = cached * limits.cache_latency_us + (1 - cached) * limits.memory_latency_us
+    memory_us = moved * (cached / limits.cache_gbs + (1 - cached) / limits.bandwidth_gbs) / 1e3
 
-    lanes = resources.vector_instructions * resources.warps * target.warp_size
-    # A unit's four schedulers need a warp each.
-    busy = min(1.0, resident * resources.warps / 4)
-    issue = busiest * tiles_of_program * lanes / (limits.lanes_per_clock * busy * limits.clock_ghz * 1e3)
+    clocks_per_us = limits.clock_ghz * 1e3
+    waiting = trips * latency_us * clocks_per_us
+    # Programs that begin together wait for memory together, then compete for the schedulers; those that follow start
+    # as others end, and one's waiting hides behind the work of the rest.
+    first = waiting + max(alone, resident * busy)
+    following = max(share - resident, 0.0) * max(busy, (waiting + alone) / resident)
+    executing_us = (first + following) / clocks_per_us
+    overlapped = (executing_us**OVERLAP + (memory_us + latency_us) ** OVERLAP) ** (1 / OVERLAP)
 
-    terms = {"memory": memory, "issue": issue, "latency": latency}
-    # The first turn's latency stands before everything; the later ones overlap with the streams.
-    total = limits.launch_us + latency / turns + max(memory, issue, latency - latency / turns)
-    return Prediction(total, max(terms, key=lambda name: terms[name]), moved / (limits.bandwidth_gbs * 1e3))
+    terms = {
+        "memory": memory_us,
+        "issue": share * scheduled / clocks_per_us,
+        "shared units": share * shared / clocks_per_us,
+        "latency": max(share / resident, 1.0) * (waiting + alone) / clocks_per_us,
+        "launch": limits.launch_us,
+    }
+    return Prediction(
+        microseconds=limits.launch_us + overlapped,
+        limiter=max(terms, key=lambda name: terms[name]),
+        memory_us=memory_us,
+        issue_us=terms["issue"],
+        shared_us=terms["shared units"],
+        latency_us=terms["latency"],
+        launch_us=limits.launch_us,
+        programs=programs,
+        turns=turns,
+        rounds=most / resident,
+        cached=cached,
+    )

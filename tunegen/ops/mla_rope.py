@@ -123,7 +123,8 @@ class MlaRope(Family):
             Knob("vector", vectors, "activations a lane copies at a time, at most"),
             Knob(
                 "load_policy",
-                ("default", "evict_first", "l2"),
+                # AMD's code is the same with evict_first and without.
+                ("default", "l2") if target.backend == "hip" else ("default", "evict_first", "l2"),
                 "cache policy of the loads of q and k; l2: past the first level",
             ),
             Knob("store_policy", ("default", "streaming"), "cache policy of the stores"),

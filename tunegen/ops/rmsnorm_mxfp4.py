@@ -136,7 +136,12 @@ class RmsnormMxfp4(Family):
             Knob("num_stages", (1, 2, 3), "software pipeline depth of that loop"),
             Knob("cover", tuple(dict.fromkeys(covers)), "the row as unmasked segments"),
             Knob("num_warps", (1, 2, 4, 8, 16), "warps (waves) a program"),
-            Knob("load_policy", ("default", "evict_first"), "cache policy of the activation loads"),
+            # AMD's code is the same with and without.
+            Knob(
+                "load_policy",
+                ("default", "evict_first")[: 1 if target.backend == "hip" else 2],
+                "cache policy of the activation loads",
+            ),
             Knob("store_policy", ("default", "streaming"), "cache policy of the stores"),
         ]
         if target.backend == "hip":

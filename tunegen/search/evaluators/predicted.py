@@ -66,6 +66,7 @@ class PredictedEvaluator(Evaluator):
             "limiters": {str(m): prediction.limiter for m, prediction in compilation.predictions.items()},
             "resources": asdict(compilation.resources),
             "memory_us": {str(m): prediction.memory_us for m, prediction in compilation.predictions.items()},
+            "limit_us": {str(m): prediction.limit_us for m, prediction in compilation.predictions.items()},
             "fingerprint": self.fingerprint(problem, config, compilation.binary),
         }
         times = {m: prediction.microseconds for m, prediction in compilation.predictions.items()}
@@ -127,6 +128,7 @@ class PredictedEvaluator(Evaluator):
                 "predicted_us": round(decision.time, 3),
                 "default_us": round(good[config_key(default)].times[tokens], 3),
                 "memory_us": round(winner.details["memory_us"][str(tokens)], 3),
+                "limit_us": round(winner.details["limit_us"][str(tokens)], 3),
                 "limiter": winner.details["limiters"][str(tokens)],
                 "margin": PREDICTION_MARGIN,
                 "runner_up": decision.runner_up,
