@@ -70,20 +70,38 @@ class Recorded:
 
     @functools.cached_property
     def truth(self) -> Array:
-        """Median over all samples, [config, token count]; infinite for a config that failed."""
+        """Median over the samples of `samples`, [config, token count]; infinite for a config that failed."""
         times = np.full(self.looks.shape[:2], np.inf)
         for i in range(len(self.configs)):
             if i not in self.failures:
                 times[i] = [np.median(self.samples(i, at)) for at in range(len(self.tokens))]
         return times
 
+    @functools.cached_property
+    def excess(self) -> Array:
+        """What a look took more than the final timing did, in microseconds by token count; 0 without finals.
+
+        Looks were taken while kernels were compiled beside them: a replay of a graph then starts some microseconds
+        later, whatever is in it.
+        """
+        excess = np.zeros(len(self.tokens))
+        for at, tokens in enumerate(self.tokens):
+            if tokens in self.final_tokens and self.finals:
+                row = self.final_tokens.index(tokens)
+                differences = [np.nanmedian(self.looks[i, at]) - np.nanmedian(f[row]) for i, f in self.finals.items()]
+                excess[at] = np.median(differences)
+        return excess
+
     def samples(self, config: int, at: int) -> Array:
-        """All samples of a config at the token count of index ``at``."""
-        found = [self.looks[config, at].ravel()]
+        """Undisturbed samples of a config at the token count of index ``at``.
+
+        Those of the final timing if it was in it; otherwise all of its looks, less their `excess`.
+        """
         if config in self.finals and self.tokens[at] in self.final_tokens:
-            found.append(self.finals[config][self.final_tokens.index(self.tokens[at])])
-        every = np.concatenate(found)
-        there: Array = every[~np.isnan(every)]
+            found: Array = self.finals[config][self.final_tokens.index(self.tokens[at])]
+        else:
+            found = self.looks[config, at].ravel() - self.excess[at]
+        there: Array = found[~np.isnan(found)]
         return there
 
     def regrets(self, config: int) -> Array:
