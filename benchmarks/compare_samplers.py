@@ -1,10 +1,11 @@
 """Compares the samplers on recorded times and draws what docs/search.md shows; needs matplotlib, and no GPU.
 
-Usage: python benchmarks/compare_samplers.py [--samplers surrogate,tpe,...] [--seeds 20] [--batch 4] [--out docs]
+Usage: python benchmarks/compare_samplers.py [--samplers surrogate,tpe,gp:3,...] [--seeds 20] [--batch 4] [--out docs]
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
@@ -31,12 +32,17 @@ COUNTS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 100, 128, 160)
 HELD_OUT = (24, 100, 300, 700, 1500, 3000, 6000)
 
 
+@functools.cache
+def _loaded(data: Path) -> list[Recorded]:
+    return load(data)
+
+
 def _one(data: Path, problem: int, sampler: str, seed: int, batch: int) -> dict[str, Any]:
     """One search: regrets at each token count by number of evaluations, and processor seconds."""
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    recorded = load(data)[problem]
+    recorded = _loaded(data)[problem]
     most = budget(len(recorded.configs))
     judged_at = sorted({*(count for count in COUNTS if count < most), most})
     start = time.process_time()
@@ -62,6 +68,11 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
         "worst": max(every),
         "seconds": statistics.mean(run["seconds"] for run in runs),
     }
+
+
+def cells_of(runs: Sequence[dict[str, Any]]) -> str:
+    """The summary as cells of a table."""
+    return " | ".join(f"{value:.2f}" for value in summary(runs).values())
 
 
 def decision_floor(recorded: Recorded, seeds: int) -> list[float]:
@@ -159,7 +170,7 @@ def print_buckets(problems: Sequence[Recorded]) -> None:
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True), default=DATA, show_default=True)
-@click.option("--samplers", default=",".join(SAMPLERS), show_default=True)
+@click.option("--samplers", default=",".join(SAMPLERS), show_default=True, help="NAME or NAME:SEEDS, comma separated")
 @click.option("--seeds", default=20, show_default=True)
 @click.option("--batch", default=4, show_default=True, help="configs asked for before results are known")
 @click.option("--workers", default=2, show_default=True)
@@ -171,29 +182,29 @@ def main(data: Path, samplers: str, seeds: int, batch: int, workers: int, out: P
     print("| sampler | mean, % | worst run, % | 95th percentile, % | worst, % | processor s a run |")
     print("|---|---|---|---|---|---|")
     with ProcessPoolExecutor(workers) as pool:
-        for sampler in samplers.split(","):
+        for item in samplers.split(","):
+            sampler, _, own_seeds = item.partition(":")
             jobs = [
                 pool.submit(_one, data, problem, sampler, seed, batch)
                 for problem in range(len(problems))
-                for seed in range(seeds)
+                for seed in range(int(own_seeds or seeds))
             ]
             found = [job.result() for job in jobs]
             runs += found
-            cells = summary(found)
-            print(f"| {sampler} | {' | '.join(f'{value:.2f}' for value in cells.values())} |", flush=True)
+            print(f"| {sampler} | {cells_of(found)} |", flush=True)
             for problem in range(len(problems)):
-                cells = summary([run for run in found if run["problem"] == problem])
-                print(f"|   {problems[problem].problem} | {' | '.join(f'{value:.2f}' for value in cells.values())} |")
+                mine = [run for run in found if run["problem"] == problem]
+                print(f"|   {problems[problem].problem} | {cells_of(mine)} |", flush=True)
+            if out:
+                out.mkdir(parents=True, exist_ok=True)
+                write_text_atomically(out / "search.json", json.dumps(runs, separators=(",", ":")) + "\n")
+                draw(problems, runs, out)
     floor = [decision_floor(recorded, seeds) for recorded in problems]
     print(
         "every config looked at: mean and worst regret, %:", [(round(np.mean(f), 2), round(max(f), 2)) for f in floor]
     )
     if all(recorded.finals for recorded in problems):
         print_buckets(problems)
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(out / "search.json", json.dumps(runs, separators=(",", ":")) + "\n")
-        draw(problems, runs, out)
 
 
 if __name__ == "__main__":

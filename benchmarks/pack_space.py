@@ -13,7 +13,7 @@ from typing import Any
 import click
 import numpy as np
 
-from tunegen.ops import Config, Problem, config_key
+from tunegen.ops import Config, Knob, Problem, config_key
 from tunegen.search.replay import Recorded, save
 from tunegen.targets import get_target
 
@@ -42,7 +42,7 @@ def read(paths: tuple[Path, ...]) -> tuple[dict[str, Any], list[dict[str, Any]]]
 def recorded(header: dict[str, Any], lines: list[dict[str, Any]], index: int) -> Recorded:
     """One problem's data, the default config first and the others as they came."""
     about = header["problems"][index]
-    names, tokens = list(about["knobs"]), tuple(header["tokens"])
+    tokens = tuple(header["tokens"])
     mine = [line for line in lines if line.get("problem") == index]
     configs: dict[str, Config] = {config_key(about["default"]): about["default"]}
     for line in mine:
@@ -73,7 +73,8 @@ def recorded(header: dict[str, Any], lines: list[dict[str, Any]], index: int) ->
         problem=Problem.of(about["op"], about["shape"], about["rounding"]),
         target=get_target(header["target"]),
         tokens=tokens,
-        configs=tuple({name: config[name] for name in names} for config in configs.values()),
+        knobs=tuple(Knob(name, tuple(choices), "") for name, choices in about["knobs"].items()),
+        configs=tuple({name: config[name] for name in about["knobs"]} for config in configs.values()),
         looks=looks,
         failures=failures,
         final_tokens=final_tokens,

@@ -50,10 +50,11 @@ def recording(noise: float, size: int = 300, failing: tuple[int, ...] = ()) -> R
         problem=PROBLEM,
         target=TARGET,
         tokens=TOKENS,
+        knobs=family.knobs(PROBLEM, TARGET),
         configs=configs,
         looks=looks,
         failures=dict.fromkeys(failing, "planted"),
         final_tokens=(1, 24),
-        finals={3: looks[3, :2, 0]},
+        finals={3: looks[3, :2, 0] / 1.05},
         resources=resources,
     )

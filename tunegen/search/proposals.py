@@ -110,6 +110,7 @@ class Proposer:
         seed: Of the sampler.
         sampler: Name of one of `SAMPLERS`.
         space: The configs to search; default: all valid ones.
+        knobs: What they choose from; default: what the family has now.
     """
 
     def __init__(
@@ -120,9 +121,10 @@ class Proposer:
         seed: int,
         sampler: str = DEFAULT_SAMPLER,
         space: Space | None = None,
+        knobs: tuple[Knob, ...] | None = None,
     ) -> None:
         self._family = get_family(problem.op)
-        self._knobs = self._family.knobs(problem, target)
+        self._knobs = knobs or self._family.knobs(problem, target)
         self._random = random.Random(seed)
         space = valid_configs(problem, target) if space is None else space
         self._unseen = {config_key(config): config for config in space}

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunegen.errors import TunegenError
-from tunegen.ops import Config, Problem, config_key, get_family
+from tunegen.ops import Config, Knob, Problem, config_key
 from tunegen.search.decide import decide
 from tunegen.search.proposals import Proposer, objectives, token_groups
 from tunegen.targets import Target, get_target
@@ -40,6 +40,7 @@ class Recorded:
         problem: What was timed.
         target: On which GPU architecture.
         tokens: Token counts that every config was timed at, ascending.
+        knobs: What the configs choose from: the family's knobs when it was recorded.
         configs: The space, the default config first.
         looks: Microseconds, [config, token count, visit, sample]; NaN where there is no sample.
         failures: Why a config has no times, by index.
@@ -51,6 +52,7 @@ class Recorded:
     problem: Problem
     target: Target
     tokens: tuple[int, ...]
+    knobs: tuple[Knob, ...]
     configs: tuple[Config, ...]
     looks: Array
     failures: dict[int, str]
@@ -109,6 +111,11 @@ class Recorded:
         regrets: Array = self.truth[config] / self.truth.min(axis=0) - 1
         return regrets
 
+    def _complexity(self, config: Config) -> tuple[int, ...]:
+        """As `Family.complexity`, for the knobs that the recording has."""
+        ranks = [knob.choices.index(config[knob.name]) for knob in self.knobs]
+        return (sum(ranks), *ranks)
+
     def first_look(self, config: int, generator: np.random.Generator) -> dict[int, float] | None:
         """What tuning would see of a config: medians of a few samples of one visit; None if it failed."""
         if config in self.failures:
@@ -125,7 +132,6 @@ class Recorded:
             seen: First looks by config; the default's among them.
             generator: Of the noise.
         """
-        family = get_family(self.problem.op)
         winners = []
         for at, tokens in enumerate(self.tokens):
             ranked = sorted(seen, key=lambda config: seen[config][tokens])
@@ -139,9 +145,7 @@ class Recorded:
             margin = max(LEAST_MARGIN, abs(medians[0] / medians[1] - 1), typical / 2)
             timed = [(self.default, min(medians[:2]))]
             timed += [(self.configs[c], median) for c, median in zip(finalists, medians[2:], strict=True)]
-            decision = decide(
-                timed, self.default, margin, lambda config: family.complexity(self.problem, self.target, config)
-            )
+            decision = decide(timed, self.default, margin, self._complexity)
             winners.append(self.index[config_key(decision.config)])
         return winners
 
@@ -172,16 +176,14 @@ def save(recordings: Sequence[Recorded], about: dict[str, Any], path: Path) -> N
     """
     problems = []
     for recorded in recordings:
-        names = list(recorded.default)
-        choices = {name: list(dict.fromkeys(config[name] for config in recorded.configs)) for name in names}
         problems.append(
             {
                 "op": recorded.problem.op,
                 "shape": recorded.problem.sizes,
                 "rounding": recorded.problem.rounding,
                 "tokens": recorded.tokens,
-                "choices": choices,
-                "configs": [[choices[name].index(config[name]) for name in names] for config in recorded.configs],
+                "knobs": {knob.name: knob.choices for knob in recorded.knobs},
+                "configs": [[k.choices.index(config[k.name]) for k in recorded.knobs] for config in recorded.configs],
                 "looks": _to_integers(recorded.looks),
                 "failures": {str(i): reason for i, reason in recorded.failures.items()},
                 "final_tokens": recorded.final_tokens,
@@ -214,14 +216,13 @@ def _from_integers(data: Any) -> Array:
 
 
 def _recorded(item: dict[str, Any], target: Target) -> Recorded:
-    choices: dict[str, list[int | str]] = item["choices"]
+    knobs = tuple(Knob(name, tuple(choices), "") for name, choices in item["knobs"].items())
     return Recorded(
         problem=Problem.of(item["op"], item["shape"], item["rounding"]),
         target=target,
         tokens=tuple(item["tokens"]),
-        configs=tuple(
-            {name: choices[name][i] for name, i in zip(choices, row, strict=True)} for row in item["configs"]
-        ),
+        knobs=knobs,
+        configs=tuple({k.name: k.choices[i] for k, i in zip(knobs, row, strict=True)} for row in item["configs"]),
         looks=_from_integers(item["looks"]),
         failures={int(i): reason for i, reason in item["failures"].items()},
         final_tokens=tuple(item["final_tokens"]),
@@ -262,7 +263,7 @@ def search(
     """
     generator = np.random.default_rng(seed)
     groups = len(token_groups(recorded.tokens, sampler))
-    proposer = Proposer(recorded.problem, recorded.target, groups, seed, sampler, recorded.configs)
+    proposer = Proposer(recorded.problem, recorded.target, groups, seed, sampler, recorded.configs, recorded.knobs)
     judged_at = judged_at or (evaluations,)
     waiting = [recorded.default, *(c for c in warm if config_key(c) in recorded.index and c != recorded.default)]
     seen: dict[int, dict[int, float]] = {}
