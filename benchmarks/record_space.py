@@ -53,7 +53,8 @@ PROBLEMS = (
 )
 TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
 HELD_OUT = (24, 100, 300, 700, 1500, 3000, 6000)
-BETWEEN = (2, 4, 8, 32, 128, 512, 2048, 8192)
+# The other counts that are tuned, and those half way to the next: on 132 units 256 rows are two turns and 300 three.
+BETWEEN = (2, 4, 8, 32, 128, 512, 2048, 8192, 48, 96, 192, 384, 768, 1536, 3072, 6144, 12288)
 # Samples of a visit; tuning's first look takes three.
 SAMPLES = 4
 # Seconds from a config's first visit to its second, at least.
