@@ -53,7 +53,8 @@ PROBLEMS = (
 )
 TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
 HELD_OUT = (24, 100, 300, 700, 1500, 3000, 6000)
-BETWEEN = (2, 4, 8, 32, 128, 512, 2048, 8192)
+# The other counts that are tuned, and those half way to the next: on 132 units 256 rows are two turns and 300 three.
+BETWEEN = (2, 4, 8, 32, 128, 512, 2048, 8192, 48, 96, 192, 384, 768, 1536, 3072, 6144, 12288)
 # Samples of a visit; tuning's first look takes three.
 SAMPLES = 4
 # Seconds from a config's first visit to its second, at least.
@@ -369,6 +370,19 @@ def already_recorded(paths: tuple[Path, ...]) -> set[tuple[str, str]]:
     return known
 
 
+def in_turn(ordered: list[list[Group]], recorded: list[int], spaces: list[Space]) -> Iterator[tuple[Problem, Group]]:
+    """Groups of all problems, next always one of the problem with the fewest configs; the default's before others."""
+    waiting = [deque(groups) for groups in ordered]
+    for index, groups in enumerate(waiting):
+        yield spaces[index].problem, groups.popleft()
+    counts = [known + len(groups[0].configs) for known, groups in zip(recorded, ordered, strict=True)]
+    while any(waiting):
+        index = min((i for i, groups in enumerate(waiting) if groups), key=lambda i: counts[i])
+        group = waiting[index].popleft()
+        counts[index] += len(group.configs)
+        yield spaces[index].problem, group
+
+
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON lines, written as they come")
 @click.option("--seconds", type=float, default=350.0, show_default=True, help="in all, start and end included")
@@ -400,8 +414,7 @@ def main(
     for groups, space in zip(ordered, spaces, strict=True):
         # The default's is always taken: outputs are compared with it, and times relate the recordings.
         groups[1:] = [g for g in groups[1:] if (str(space.problem), config_key(g.configs[0])) not in skip]
-    turns = itertools.zip_longest(*ordered)
-    queue = ((spaces[group.problem].problem, group) for turn in turns for group in turn if group is not None)
+    queue = in_turn(ordered, [sum(name == str(space.problem) for name, _ in skip) for space in spaces], spaces)
     print(f"{recording.seconds:5.0f} s: {[len(space.configs) for space in spaces]} valid configs", flush=True)
     with tempfile.TemporaryDirectory(prefix="record-") as folder:
         compilers = Compilers(queue, target.name, Path(folder), workers or max((os.cpu_count() or 2) - 1, 1))

@@ -20,13 +20,13 @@ PROBLEM = Problem.of("rmsnorm_mxfp4_quant", {"hidden_size": 96})
 TARGET = get_target("gfx942")
 TOKENS = (1, 256)
 LAUNCH = '\nKERNEL = "rmsnorm_mxfp4_quant"\n'
-SATURATING = "def saturate(a):\n"
+ROUNDING = "def round_e2m1(a, scale):\n"
 
 # What is replaced in a kernel's file by what, and the reason that is recorded.
 FAULTS = {
     "refused by the compiler": (
-        SATURATING,
-        f'{SATURATING}    tl.static_assert(False, "planted")\n',
+        ROUNDING,
+        f'{ROUNDING}    tl.static_assert(False, "planted")\n',
         "planted",
     ),
     "too many warps": ('"num_warps": ', '"num_warps": 64 * ', "out of resources: a program takes"),
@@ -38,7 +38,7 @@ FAULTS = {
         f"\neaten = []\nwhile True:\n    eaten.append(bytes([1]) * (32 << 20))\n{LAUNCH}",
         "GiB of memory",
     ),
-    "wrong values": ("8388608.0)", "8388609.0)", "computes wrong results: "),
+    "wrong values": ("4194306.0)", "4194307.0)", "computes wrong results: "),
     "writes out of bounds": ("tl.store(words_ptr,", "tl.store(words_ptr - 1,", "computes wrong results: "),
 }
 # These compile: they are caught when they are about to win.

@@ -14,7 +14,7 @@ from tunegen.ops import Config, Problem, config_key, get_family
 from tunegen.runtime.device import DeviceKey
 from tunegen.search.decide import decide
 from tunegen.search.evaluators import Choice, Evaluator
-from tunegen.search.proposals import Proposer, objectives, token_groups, valid_configs
+from tunegen.search.proposals import Proposer, valid_configs
 from tunegen.search.record import Outcome
 from tunegen.search.storage import open_storage
 from tunegen.search.tune import Plan, Reporter, tune
@@ -143,12 +143,6 @@ def test_proposals_are_valid_and_unseen() -> None:
         assert config_key(config) not in seen
         seen.add(config_key(config))
         proposer.record(config, None if number % 7 == 0 else [1.0 + number, 2.0])
-
-
-def test_token_groups_and_objectives() -> None:
-    assert token_groups([4096, 1, 64, 65, 1024]) == [[1, 64], [65, 1024], [4096]]
-    assert token_groups([2]) == [[2]]
-    assert objectives({1: 2.0, 4: 8.0, 2048: 3.0}, {1: 1.0, 4: 1.0, 2048: 6.0}) == pytest.approx([4.0, 0.5])
 
 
 @pytest.mark.parametrize("url", ["", "not a url", "mysql://nobody@nowhere/none"])

@@ -176,7 +176,7 @@ class _Search:
                 key = config_key(config)
                 if key not in self.outcomes and key not in self.others and config not in proposed + batch:
                     proposed.append(config)
-                    self.proposer.exclude(key)
+                    self.proposer.reserve(config)
             if not proposed:
                 break
             won = self.record.claim(proposed, self.plan.trials)
