@@ -159,7 +159,8 @@ class _Search:
         else:
             self.batch = self._next_batch()
         if not self.batch:
-            self.others = self.record.others()
+            # A default that another tuner has just finished is still to be read.
+            self.others = self.record.others() | ({key} - set(self.outcomes))
             self.resume_at = time.monotonic() + OTHERS_SECONDS
         self.pending = {self.evaluator.submit(self.problem, config): config for config in self.batch}
         return bool(self.batch)

@@ -311,8 +311,8 @@ def _dtypes(problem: Problem) -> tuple[Dtype, ...]:
 
 
 def first_case(problem: Problem) -> Case:
-    """What a config is tried on before anything else: few tokens, and rows of odd values."""
-    return Case(problem, 7, "bfloat16", "contiguous", special=True)
+    """What a config is tried on before anything else: few tokens, rows of every kind of odd values, and a plain one."""
+    return Case(problem, 11, "bfloat16", "contiguous", special=True)
 
 
 def large_cases(problem: Problem) -> list[Case]:
