@@ -56,6 +56,40 @@ def _function(pack: str, op: Op) -> str:
     )
 
 
+def fusion_text(manifest: Manifest) -> str:
+    """``<pack>/fusion.py``."""
+    return f'''"""Rewrites graphs to the ops of {manifest.pack}; imports Inductor.
+
+    torch.compile(model, options={{"post_grad_custom_post_pass": {manifest.pack}.fusion.FusionPass()}})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import _pack
+from .runtime.fusion.fusion_pass import PATTERNS
+from .runtime.fusion.fusion_pass import FusionPass as _FusionPass
+from .runtime.fusion.report import Match, Miss, Report
+
+
+class FusionPass(_FusionPass):
+    """Rewrites a graph to the ops of this pack, each with the rounding of what it replaces.
+
+    Args:
+        patterns: Names among `PATTERNS`. Default: all of them.
+        dump: A folder to write each graph to, before and after. Default: none is written.
+    """
+
+    def __init__(self, patterns: Sequence[str] | None = None, dump: Path | str | None = None) -> None:
+        super().__init__(_pack, patterns, dump)
+
+
+__all__ = ["PATTERNS", "FusionPass", "Match", "Miss", "Report"]
+'''
+
+
 def init_text(manifest: Manifest) -> str:
     """``<pack>/__init__.py``."""
     exports = ["Explanation", "TunegenPackWarning", "WarmUp", "__version__", "explain", "supports", "warmup", *OPS]
@@ -68,7 +102,9 @@ Emitted by tunegen {manifest.tunegen}. Importing it registers the ops.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -85,6 +121,13 @@ warmup = _pack.warmup
 
 
 {functions}
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Modules that are imported when they are first used: they import Inductor."""
+    if name in ("fusion",):
+        return import_module("." + name, __name__)
+    raise AttributeError(f"module {{__name__!r}} has no attribute {{name!r}}")
 
 
 __all__ = [

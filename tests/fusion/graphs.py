@@ -1,0 +1,66 @@
+"""Compiling a model up to and including Inductor's post-grad passes, and running the graph that comes out of them.
+
+What Inductor does after that (code for the CPU) takes seconds a graph and is the business of one test. Running the
+graph op by op has the roundings of eager mode.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._guards import detect_fake_mode
+from torch._inductor import compile_fx, config
+from torch._inductor.virtualized import V
+from torch.fx import GraphModule
+
+Model = Callable[..., Any]
+
+
+class Compiled:
+    """A compiled model and the post-grad graphs that were made of it.
+
+    Args:
+        model: The model.
+        fusion: The pass, None for none.
+        dynamic: As torch.compile has it.
+    """
+
+    def __init__(self, model: Model, fusion: Any, dynamic: bool | None = True) -> None:
+        self.graphs: list[GraphModule] = []
+        self._fusion = fusion
+        torch._dynamo.reset()
+        self._call = torch.compile(model, backend=self._backend, dynamic=dynamic, fullgraph=True)
+
+    def __call__(self, *args: Any) -> Any:
+        with torch.no_grad():
+            return self._call(*args)
+
+    def _backend(self, module: GraphModule, inputs: list[Any]) -> Any:
+        return compile_fx.compile_fx(module, inputs, inner_compile=self._post_grad)
+
+    def _post_grad(self, module: GraphModule, inputs: list[Any], **_: Any) -> Any:
+        with V.set_fake_mode(detect_fake_mode(inputs)), config.patch(post_grad_custom_post_pass=self._fusion):
+            compile_fx._recursive_post_grad_passes(module, is_inference=True)
+        self.graphs.append(module)
+
+        def run(args: list[Any]) -> Any:
+            given = list(args)
+            args.clear()
+            return module(*given)
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    def ops(self) -> Counter[str]:
+        """How often each op is called in the graphs."""
+        names: Counter[str] = Counter()
+        for graph in self.graphs:
+            for node in graph.graph.nodes:
+                if isinstance(node.target, torch._ops.OpOverload):
+                    names[node.target._schema.name] += 1
+                elif node.op == "call_function":
+                    names[getattr(node.target, "__name__", str(node.target))] += 1
+        return names

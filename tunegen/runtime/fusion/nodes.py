@@ -1,0 +1,217 @@
+"""What nodes of a post-grad graph are: their ops, arguments, dtypes, views and casts."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch._guards import detect_fake_mode
+from torch.fx import Graph, Node
+from torch.fx.operator_schemas import normalize_function
+from torch.utils._pytree import tree_leaves
+
+ACT_DTYPES = (torch.bfloat16, torch.float16)
+# Views (or copies) that keep the order of elements; whether they keep rows is checked by shape.
+RESHAPES = {
+    "aten::reshape",
+    "aten::view",
+    "aten::_unsafe_view",
+    "aten::squeeze",
+    "aten::unsqueeze",
+    "aten::flatten",
+    "aten::contiguous",
+    "aten::clone",
+    "aten::alias",
+    "aten::detach",
+}
+CASTS = {"prims::convert_element_type", "aten::_to_copy", "aten::to"}
+
+
+class NoMatchError(Exception):
+    """Why something that looks like a candidate is left alone; the message is for the report."""
+
+
+def op_name(node: Any) -> str:
+    """``"aten::mul"`` for a call of any overload of it; empty for what calls no torch op."""
+    if not isinstance(node, Node) or node.op != "call_function":
+        return ""
+    return node.target._schema.name if isinstance(node.target, torch._ops.OpOverload) else ""
+
+
+def shown(node: Node) -> str:
+    """A node for people: its name and op."""
+    if node.op != "call_function":
+        return f"{node.name} ({node.op})"
+    return f"{node.name} ({op_name(node) or getattr(node.target, '__name__', node.target)})"
+
+
+def value(node: Node) -> Any:
+    """What tracing left of a node's value: a fake tensor, a number, a tuple; None if nothing."""
+    return node.meta.get("val")
+
+
+def tensor(node: Any) -> torch.Tensor | None:
+    """The fake tensor of a node, None if it is not one tensor."""
+    found = value(node) if isinstance(node, Node) else None
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def dtype(node: Any) -> torch.dtype | None:
+    """A node's dtype, None if it is not one tensor."""
+    found = tensor(node)
+    return None if found is None else found.dtype
+
+
+def static(size: Any) -> int | None:
+    """A size that tracing knows; None if it is symbolic."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr if isinstance(size, torch.SymInt) else None
+    return int(expression) if expression is not None and expression.is_number else None
+
+
+def last_size(node: Node) -> int | None:
+    """The size of the last dimension; None if it is symbolic or there is none."""
+    found = tensor(node)
+    return static(found.shape[-1]) if found is not None and found.dim() else None
+
+
+def same_shape(one: Node, other: Node) -> bool:
+    """Whether two tensors have one shape, for all values of the symbolic sizes."""
+    a, b = tensor(one), tensor(other)
+    if a is None or b is None or a.dim() != b.dim():
+        return False
+    return all(_expression(m) == _expression(n) for m, n in zip(a.shape, b.shape, strict=True))
+
+
+def _expression(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else size
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """A call's arguments by name, defaults filled in."""
+    found = normalize_function(node.target, node.args, node.kwargs, normalize_to_only_use_kwargs=True)
+    if found is None:
+        raise NoMatchError(f"the arguments of {shown(node)} are not those of its schema")
+    defaults = {a.name: a.default_value for a in node.target._schema.arguments if a.has_default_value()}
+    return {**defaults, **found.kwargs}
+
+
+def is_cast(node: Any) -> bool:
+    """Whether a node only changes the dtype of another."""
+    return op_name(node) in CASTS and isinstance(node.args[0], Node) and dtype(node) != dtype(node.args[0])
+
+
+def uncast(node: Node) -> Node:
+    """What a node is a lossless fp32 copy of: casts from an activation dtype removed."""
+    while is_cast(node) and dtype(node) == torch.float32 and dtype(node.args[0]) in ACT_DTYPES:
+        node = node.args[0]
+    return node
+
+
+def is_reshape(node: Any) -> bool:
+    """Whether a node has the elements of its input in the same order and dtype."""
+    if op_name(node) not in RESHAPES or not isinstance(node.args[0], Node):
+        return False
+    made, source = tensor(node), tensor(node.args[0])
+    return made is not None and source is not None and made.dtype == source.dtype
+
+
+def keeps_rows(node: Any) -> bool:
+    """Whether a node is a reshape whose rows (the last dimension) are those of its input."""
+    return is_reshape(node) and last_size(node) is not None and last_size(node) == last_size(node.args[0])
+
+
+def rows_of(node: Node) -> Node:
+    """What a node's rows are of, reshapes that keep them removed."""
+    while keeps_rows(node):
+        node = node.args[0]  # type: ignore[assignment]  # keeps_rows: a node
+    return node
+
+
+def with_dims(node: Node, dims: int) -> Node | None:
+    """A node of that many dimensions that a node is a view of, rows kept; None if there is none."""
+    while True:
+        found = tensor(node)
+        if found is not None and found.dim() == dims:
+            return node
+        if not keeps_rows(node):
+            return None
+        node = node.args[0]  # type: ignore[assignment]  # keeps_rows: a node
+
+
+def order(graph: Graph) -> dict[Node, int]:
+    """The place of each node."""
+    return {node: place for place, node in enumerate(graph.nodes)}
+
+
+def erase_unused(graph: Graph, nodes: Iterable[Node]) -> None:
+    """Erases those of some nodes that nothing uses any more, and then casts, views and empty tensors left by them."""
+    places = order(graph)
+    pending = sorted({node for node in nodes if node in places}, key=places.__getitem__)
+    while pending:
+        node = pending.pop()
+        if node.users or node not in places:
+            continue
+        del places[node]
+        sources = node.all_input_nodes
+        graph.erase_node(node)
+        pending += [n for n in sources if is_cast(n) or is_reshape(n) or op_name(n).startswith("aten::empty")]
+        pending.sort(key=lambda n: places.get(n, -1))
+
+
+class Builder:
+    """Adds nodes one after another behind some node, with the fake values that later passes read.
+
+    Args:
+        graph: The graph.
+        after: The node behind which to begin; a placeholder stands for the last of them.
+        like: The node whose stack trace and other notes the new ones take.
+    """
+
+    def __init__(self, graph: Graph, after: Node, like: Node) -> None:
+        if after.op == "placeholder":
+            after = [node for node in graph.nodes if node.op == "placeholder"][-1]
+        self._graph, self._at, self._like = graph, after, like
+
+    def call(self, target: Any, *args: Any) -> Node:
+        """Calls an op."""
+        with self._graph.inserting_after(self._at):
+            node = self._graph.call_function(target, args)
+        notes = ("stack_trace", "nn_module_stack", "source_fn_stack", "original_aten", "from_node")
+        node.meta = {name: self._like.meta[name] for name in notes if name in self._like.meta}
+        values = torch.fx.map_arg(args, value)
+        with _fake_mode(values):
+            node.meta["val"] = target(*values)
+        if isinstance(target, torch._ops.OpOverload) and not target._schema.name.startswith("aten::"):
+            # The strides that Inductor must hand to a custom op; without them it is free to choose.
+            node.meta["eager_input_vals"] = (values, {})
+        self._at = node
+        return node
+
+    def items(self, node: Node, count: int) -> list[Node]:
+        """The first outputs of a call."""
+        return [self.call(operator.getitem, node, index) for index in range(count)]
+
+    def rows(self, node: Node) -> Node:
+        """A node as ``[rows, last size]``."""
+        flat = with_dims(node, 2)
+        return flat if flat is not None else self.call(torch.ops.aten.reshape.default, node, [-1, last_size(node)])
+
+    def shaped(self, node: Node, like: Node) -> Node:
+        """A node ``[rows, last size]`` in the shape of another one."""
+        found = tensor(like)
+        if found is None or found.dim() == 2:
+            return node
+        sizes: list[Any] = [static(size) for size in found.shape]
+        unknown = [index for index, size in enumerate(sizes) if size is None]
+        for index in unknown:
+            sizes[index] = -1 if len(unknown) == 1 else self.call(torch.ops.aten.sym_size.int, like, index)
+        return self.call(torch.ops.aten.reshape.default, node, sizes)
+
+
+def _fake_mode(values: Any) -> Any:
+    return detect_fake_mode(tree_leaves(values)) or nullcontext()
