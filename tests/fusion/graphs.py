@@ -14,9 +14,26 @@ import torch
 from torch._guards import detect_fake_mode
 from torch._inductor import compile_fx, config
 from torch._inductor.virtualized import V
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Interpreter
 
 Model = Callable[..., Any]
+
+
+Call = tuple[str, tuple[Any, ...], Any]
+
+
+class _Recorder(Interpreter):
+    """Runs a graph and takes down the calls of custom ops: name, arguments, outputs."""
+
+    def __init__(self, module: GraphModule, calls: list[Call]) -> None:
+        super().__init__(module)
+        self.calls = calls
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        outputs = super().call_function(target, args, kwargs)
+        if isinstance(target, torch._ops.OpOverload) and target.namespace not in ("aten", "prims"):
+            self.calls.append((target._schema.name, args, outputs))
+        return outputs
 
 
 class Compiled:
@@ -26,15 +43,25 @@ class Compiled:
         model: The model.
         fusion: The pass, None for none.
         dynamic: As torch.compile has it.
+
+    Attributes:
+        graphs: The graphs.
+        calls: The calls of custom ops in the last run.
+        expected: What the last run's graph would have returned as it was before the pass.
+        written: What it would have left in the inputs.
     """
 
     def __init__(self, model: Model, fusion: Any, dynamic: bool | None = True) -> None:
         self.graphs: list[GraphModule] = []
+        self.calls: list[Call] = []
+        self.expected: Any = None
+        self.written: list[Any] = []
         self._fusion = fusion
         torch._dynamo.reset()
         self._call = torch.compile(model, backend=self._backend, dynamic=dynamic, fullgraph=True)
 
     def __call__(self, *args: Any) -> Any:
+        self.calls.clear()
         with torch.no_grad():
             return self._call(*args)
 
@@ -42,14 +69,25 @@ class Compiled:
         return compile_fx.compile_fx(module, inputs, inner_compile=self._post_grad)
 
     def _post_grad(self, module: GraphModule, inputs: list[Any], **_: Any) -> Any:
-        with V.set_fake_mode(detect_fake_mode(inputs)), config.patch(post_grad_custom_post_pass=self._fusion):
+        before = []
+
+        def fuse(graph: Graph) -> None:
+            copy = Graph()
+            copy.output(copy.graph_copy(graph, {}))
+            before.append(GraphModule(module, copy))
+            if self._fusion is not None:
+                self._fusion(graph)
+
+        with V.set_fake_mode(detect_fake_mode(inputs)), config.patch(post_grad_custom_post_pass=fuse):
             compile_fx._recursive_post_grad_passes(module, is_inference=True)
         self.graphs.append(module)
 
         def run(args: list[Any]) -> Any:
             given = list(args)
             args.clear()
-            return module(*given)
+            self.written = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in given]
+            self.expected = before[0](*self.written)
+            return _Recorder(module, self.calls).run(*given)
 
         run._boxed_call = True  # type: ignore[attr-defined]
         return run

@@ -92,9 +92,7 @@ def added_in_fp32(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -
     return y.to(x.dtype) * weight, total.to(x.dtype)
 
 
-def added_and_multiplied_in_fp32(
-    x: Tensor, residual: Tensor, weight: Tensor, epsilon: float
-) -> tuple[Tensor, Tensor]:
+def added_and_multiplied_in_fp32(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     total = x.float() + residual
     return (total * torch.rsqrt(total.pow(2).mean(-1, True) + epsilon) * weight).to(x.dtype), total.to(x.dtype)
 

@@ -17,7 +17,7 @@ from ..manifest import FILE_NAME
 from ..table import TunegenPackWarning
 from . import norm_quant
 from .nodes import NoMatchError
-from .norms import Norm
+from .norms import Norm, find_norm
 from .report import Match, Miss, Report
 from .support import Support
 
@@ -77,7 +77,7 @@ class FusionPass(CustomGraphPass):
     def _norm_quant(self, graph: Graph, number: int) -> None:
         pack = self._pack.manifest.pack
         wanted = {name.partition(" -> ")[2] for name in self._patterns if name in norm_quant.PATTERNS}
-        groups: dict[Node, tuple[Norm, list[norm_quant.Quantiser]]] = {}
+        groups: dict[Node, list[norm_quant.Quantiser]] = {}
         for quantiser in norm_quant.find_quantisers(graph, pack):
             if quantiser.kind not in wanted:
                 continue
@@ -90,10 +90,12 @@ class FusionPass(CustomGraphPass):
             if norm is None:
                 self._report.others[quantiser.kind] += 1
             else:
-                groups.setdefault(norm.output, (norm, []))[1].append(quantiser)
+                groups.setdefault(norm.output, []).append(quantiser)
         support = Support(self._pack.table)
-        for norm, quantisers in groups.values():
-            self._fuse(graph, norm, quantisers, support, number)
+        for output, quantisers in groups.items():
+            norm = find_norm(output)  # anew: its residual may be a sum that an earlier rewrite has replaced
+            if norm is not None:
+                self._fuse(graph, norm, quantisers, support, number)
 
     def _fuse(
         self, graph: Graph, norm: Norm, quantisers: list[norm_quant.Quantiser], support: Support, number: int
