@@ -13,14 +13,14 @@ from tunegen.targets import get_target
 OPS = ("dynamic_mxfp4_quant", "rmsnorm_mxfp4_quant", "rmsnorm_add_mxfp4_quant")
 
 
-def emit_for_tests(out: Path, name: str, hidden_size: int = 96) -> Path:
-    """Writes the pack; returns the folder to import it from."""
+def emit_for_tests(out: Path, name: str, hidden_size: int = 96, **knobs: int) -> Path:
+    """Writes the pack, with some knobs set; returns the folder to import it from."""
     target = get_target("sm90")
     entries = []
     for op in OPS:
         family = get_family(op)
         shape = {"hidden_size": hidden_size}
-        config = family.default(Problem.of(op, shape), target)
+        config = {**family.default(Problem.of(op, shape), target), **knobs}
         entries.append(
             TunedEntry(
                 op=op,

@@ -263,6 +263,10 @@ def _rounded_norm_among(factors: list[Node]) -> tuple[_Root, Node, list[Node], l
     """The root and x of a norm that is rounded, among the factors; the other factors; the nodes in between."""
     for index, factor in enumerate(factors):
         at = uncast(factor)
+        if op_name(at) in (MULTIPLY, DIVIDE) and dtype(at) in ACT_DTYPES:
+            inside = _factors(at, [])
+            if inside is not None and _root_among(inside)[0] is not None:
+                raise NoMatchError(f"its factors are multiplied in {dtype(at)}, rounded each time, not in float32")
         if not (is_cast(at) and dtype(at) in ACT_DTYPES and dtype(at.args[0]) == torch.float32):
             continue
         product = at.args[0]

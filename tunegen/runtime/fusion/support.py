@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..device import device_key
+from ..device import DeviceKey, device_key
 from ..table import Table, shape_text
 from .nodes import NoMatchError
 
@@ -25,6 +25,9 @@ class Support:
             return
         if device.type != "cuda":
             raise NoMatchError(f"the pack has no kernels for devices of type {device.type}")
-        key = device_key(torch.cuda.current_device() if device.index is None else device.index)
+        self.check_key(op, device_key(torch.cuda.current_device() if device.index is None else device.index), **shape)
+
+    def check_key(self, op: str, key: DeviceKey, **shape: int) -> None:
+        """The same for a device by its key."""
         if self._table.match(op, shape, key).entry is None:
             raise NoMatchError(f"the pack has no kernels of {op}, {shape_text(shape)}, for {key}")
