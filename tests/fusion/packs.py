@@ -27,6 +27,7 @@ def emit_for_tests(out: Path, name: str, hidden_size: int = 96, **knobs: int) ->
                 target=target.name,
                 device=target.device,
                 shape=shape,
+                variant="none",
                 dtype="bfloat16",
                 evidence="predicted",
                 template_hash=template_hash(family.template),

@@ -13,7 +13,7 @@ from graphs import Compiled
 from layers import by_pack, by_vllm, quantise_linears
 from torch import Tensor
 
-from tunegen.evaluate.truth import failures
+from tunegen.evaluate.truth.rmsnorm_mxfp4 import failures
 from tunegen.ops import Problem
 
 LAYERS = 2

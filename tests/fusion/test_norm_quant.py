@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._inductor import config as inductor_config
 from torch.fx import Graph
 
-from tunegen.evaluate.truth import failures
+from tunegen.evaluate.truth.rmsnorm_mxfp4 import failures
 from tunegen.ops import Problem
 from tunegen.runtime.families import OpInputError
 from tunegen.runtime.fusion.ops import mxfp4_gemm_reference

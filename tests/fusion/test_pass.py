@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._inductor import config as inductor_config
 from torch._inductor.utils import fresh_cache
 
-from tunegen.evaluate.truth import failures
+from tunegen.evaluate.truth.rmsnorm_mxfp4 import failures
 from tunegen.ops import Problem
 
 N = 96
@@ -145,10 +145,10 @@ def test_no_kernels_for_a_size(pack: ModuleType) -> None:
     check = support.Support(pack._pack.table)
     h100 = device_key("sm90", 132, 79)
     for op in ("rmsnorm_mxfp4_quant", "rmsnorm_add_mxfp4_quant"):
-        check.check_key(op, h100, hidden_size=N)
+        check.check_key(op, "output", h100, hidden_size=N)
         with pytest.raises(support.NoMatchError, match=r"no kernels of rmsnorm.*hidden_size 128"):
-            check.check_key(op, h100, hidden_size=128)
+            check.check_key(op, "output", h100, hidden_size=128)
         with pytest.raises(support.NoMatchError, match="gfx942"):
-            check.check_key(op, device_key("gfx942", 304, 192), hidden_size=N)
+            check.check_key(op, "output", device_key("gfx942", 304, 192), hidden_size=N)
     with pytest.raises(support.NoMatchError, match="of type xpu"):
-        check.check("rmsnorm_mxfp4_quant", torch.device("xpu"), hidden_size=N)
+        check.check("rmsnorm_mxfp4_quant", "none", torch.device("xpu"), hidden_size=N)

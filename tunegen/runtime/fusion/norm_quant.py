@@ -181,7 +181,8 @@ def _check_inputs(norm: Norm, support: Support) -> None:
     weight = tensor(norm.weight)
     if weight is None or weight.numel() != width or weight.dtype != act or weight.device != found.device:
         raise NoMatchError(f"{shown(norm.weight)}, the weight, is not one row of {width} in {act} on {found.device}")
-    support.check(NORM if norm.residual is None else ADD_NORM, found.device, hidden_size=width)
+    op, variant = (NORM, norm.rounding.removeprefix("sum_")) if norm.residual is None else (ADD_NORM, norm.rounding)
+    support.check(op, variant, found.device, hidden_size=width)
 
 
 def _fuse(graph: Graph, norm: Norm, quantisers: list[Quantiser], pack: str, support: Support) -> None:

@@ -19,15 +19,16 @@ class Support:
     def __init__(self, table: Table) -> None:
         self._table = table
 
-    def check(self, op: str, device: torch.device, **shape: int) -> None:
+    def check(self, op: str, variant: str, device: torch.device, **shape: int) -> None:
         """Raises NoMatchError unless a kernel serves the op there: the reference would be slower than before."""
         if device.type == "cpu":
             return
         if device.type != "cuda":
             raise NoMatchError(f"the pack has no kernels for devices of type {device.type}")
-        self.check_key(op, device_key(torch.cuda.current_device() if device.index is None else device.index), **shape)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        self.check_key(op, variant, device_key(index), **shape)
 
-    def check_key(self, op: str, key: DeviceKey, **shape: int) -> None:
+    def check_key(self, op: str, variant: str, key: DeviceKey, **shape: int) -> None:
         """The same for a device by its key."""
-        if self._table.match(op, shape, key).entry is None:
-            raise NoMatchError(f"the pack has no kernels of {op}, {shape_text(shape)}, for {key}")
+        if self._table.match(op, shape, variant, key).entry is None:
+            raise NoMatchError(f"the pack has no kernels of {op}, {shape_text(shape)}, variant {variant}, for {key}")
