@@ -18,7 +18,7 @@ from tunegen import __version__
 from tunegen.codegen.render import render
 from tunegen.configs import TunedEntry
 from tunegen.errors import StaleEntryError, UsageError
-from tunegen.oppack.texts import fusion_text, init_text, pyproject_text, readme_text
+from tunegen.oppack.texts import fusion_text, init_text, pyproject_text, readme_text, vllm_plugin_text
 from tunegen.ops import Config, Problem, get_family
 from tunegen.runtime import manifest as runtime_manifest
 from tunegen.runtime.manifest import FILE_NAME, Bucket, Entry, Manifest
@@ -246,6 +246,7 @@ def emit_pack(
         content |= {
             "__init__.py": init_text(manifest),
             "fusion.py": fusion_text(manifest),
+            "vllm_plugin.py": vllm_plugin_text(manifest),
             FILE_NAME: manifest.text(),
             "py.typed": "",
         }

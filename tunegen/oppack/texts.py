@@ -94,9 +94,72 @@ __all__ = ["PATTERNS", "FusionPass", "Match", "Miss", "Report"]
 '''
 
 
+def vllm_plugin_text(manifest: Manifest) -> str:
+    """``<pack>/vllm_plugin.py``."""
+    pack = manifest.pack
+    return f'''"""{pack} in vLLM 0.33: what its ``vllm.general_plugins`` entry point calls, and the pass's report.
+
+    vllm serve MODEL -cc.inductor_passes='{{"post_grad_custom_post_pass": "{pack}.vllm_fusion_pass"}}'
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from . import _pack, vllm_fusion_pass
+from .fusion import FusionPass, Report
+from .runtime.vllm import adapter, layer
+
+
+def register() -> None:
+    """Registers the ops, in every process of vLLM; again does nothing, and neither does it without vLLM."""
+    adapter.register(_pack.manifest.pack)
+
+
+def register_mla_layer() -> None:
+    """Has vLLM make its MLA layers with RoPE and the cache write fused: call it before the model is made.
+
+    The other way to that fusion than the pass; needs no graph partition. Layers with what it does not serve (sparse
+    attention, an fp8 layout of its own, context parallelism) stay vLLM's.
+    """
+    register()
+    layer.register(_pack.manifest.pack)
+
+
+@functools.cache
+def default_pass() -> FusionPass:
+    """The pass of this process that `vllm_fusion_pass` calls."""
+    register()
+    return FusionPass()
+
+
+def report() -> Report:
+    """What was matched and what was not in the graphs of this process."""
+    return default_pass().report()
+
+
+def inductor_pass() -> Any:
+    """The pass as vLLM's InductorPass, for ``CompilationConfig(inductor_compile_config=...)``; it pickles."""
+    from vllm.compilation.passes.inductor_pass import CallableInductorPass
+
+    return CallableInductorPass(vllm_fusion_pass, default_pass().uuid())
+'''
+
+
 def init_text(manifest: Manifest) -> str:
     """``<pack>/__init__.py``."""
-    exports = ["Explanation", "TunegenPackWarning", "WarmUp", "__version__", "explain", "supports", "warmup", *OPS]
+    exports = [
+        "Explanation",
+        "TunegenPackWarning",
+        "WarmUp",
+        "__version__",
+        "explain",
+        "supports",
+        "vllm_fusion_pass",
+        "warmup",
+        *OPS,
+    ]
     listed = "\n".join(f'    "{name}",' for name in sorted(exports))
     functions = "\n\n\n".join(_function(manifest.pack, op) for op in OPS.values())
     return f'''"""Kernels for the shapes and GPUs that manifest.json lists, as torch ops: torch.ops.{manifest.pack}.
@@ -127,9 +190,19 @@ warmup = _pack.warmup
 {functions}
 
 
+def vllm_fusion_pass(graph: torch.fx.Graph) -> None:
+    """Rewrites a graph to the ops of {manifest.pack} {manifest.version}: for vLLM's ``inductor_passes``.
+
+    vLLM hashes this function's source, with the version above, to tell whether what it compiled before still holds.
+    """
+    from .vllm_plugin import default_pass
+
+    default_pass()(graph)
+
+
 def __getattr__(name: str) -> ModuleType:
     """Modules that are imported when they are first used: they import Inductor."""
-    if name in ("fusion",):
+    if name in ("fusion", "vllm_plugin"):
         return import_module("." + name, __name__)
     raise AttributeError(f"module {{__name__!r}} has no attribute {{name!r}}")
 
@@ -157,6 +230,9 @@ dependencies = [
     "torch>=2.8",
     "triton>=3.6,<3.10; platform_system == 'Linux'",
 ]
+
+[project.entry-points."vllm.general_plugins"]
+{name} = "{name}.vllm_plugin:register"
 
 [tool.hatch.build]
 ignore-vcs = true
