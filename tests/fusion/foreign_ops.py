@@ -10,6 +10,7 @@ import functools
 
 import torch
 from producers import added_in_fp32, functional, hugging_face
+from ropes import interleaved, neox
 from torch import Tensor
 from torch.library import Library, register_fake
 
@@ -33,7 +34,40 @@ def _in_place_add(input: Tensor, residual: Tensor, weight: Tensor, epsilon: floa
     input.copy_(functional(residual, weight, epsilon))
 
 
+def _rotary(
+    positions: Tensor, query: Tensor, key: Tensor, head_size: int, cos_sin_cache: Tensor, is_neox: bool
+) -> None:
+    q, k = (neox if is_neox else interleaved)(positions, query, key, cos_sin_cache)
+    query.copy_(q)
+    key.copy_(k)
+
+
+def _write_cache(
+    kv_c: Tensor,
+    k_pe: Tensor,
+    kv_cache: Tensor,
+    slot_mapping: Tensor,
+    kv_cache_dtype: str,
+    scale: Tensor,
+    skip_scale: bool = False,
+) -> None:
+    from tunegen.runtime.fusion.ops import write_cache
+
+    write_cache(kv_c, k_pe, kv_cache, slot_mapping, kv_cache_dtype, torch.ones(1) if skip_scale else scale)
+
+
 OPS = {
+    "_C::rotary_embedding": (
+        "(Tensor positions, Tensor! query, Tensor!? key, int head_size, Tensor cos_sin_cache, bool is_neox) -> ()",
+        _rotary,
+        lambda *_: None,
+    ),
+    "_C_cache_ops::concat_and_cache_mla": (
+        "(Tensor kv_c, Tensor k_pe, Tensor! kv_cache, Tensor slot_mapping, str kv_cache_dtype, Tensor scale,"
+        " bool skip_scale=False) -> ()",
+        _write_cache,
+        lambda *_: None,
+    ),
     "vllm_ir::rms_norm": (
         "(Tensor x, Tensor? weight, float epsilon, SymInt? variance_size=None) -> Tensor",
         _rms_norm,

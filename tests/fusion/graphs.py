@@ -32,7 +32,9 @@ class _Recorder(Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         outputs = super().call_function(target, args, kwargs)
         if isinstance(target, torch._ops.OpOverload) and target.namespace not in ("aten", "prims"):
-            self.calls.append((target._schema.name, args, outputs))
+            left_out = target._schema.arguments[len(args) :]
+            given = (*args, *(kwargs.get(argument.name, argument.default_value) for argument in left_out))
+            self.calls.append((target._schema.name, given, outputs))
         return outputs
 
 

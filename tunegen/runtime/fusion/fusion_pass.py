@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -15,13 +16,14 @@ from torch.fx import Graph, Node
 from ..api import Pack, unknown_name
 from ..manifest import FILE_NAME
 from ..table import TunegenPackWarning
-from . import norm_quant
+from ..vllm import adapter
+from . import norm_quant, rope_cache
 from .nodes import NoMatchError
 from .norms import Norm, find_norm
 from .report import Match, Miss, Report
 from .support import Support
 
-PATTERNS = norm_quant.PATTERNS
+PATTERNS = (*norm_quant.PATTERNS, *rope_cache.PATTERNS)
 
 
 class FusionPass(CustomGraphPass):
@@ -70,6 +72,7 @@ class FusionPass(CustomGraphPass):
         self._write(graph, number, "before")
         others = sum(self._report.others.values())
         self._norm_quant(graph, number)
+        self._rope_cache(graph, number)
         graph.lint()
         self._write(graph, number, "after")
         self._say(self._report.of_graph(number), sum(self._report.others.values()) - others)
@@ -96,6 +99,24 @@ class FusionPass(CustomGraphPass):
             norm = find_norm(output)  # anew: its residual may be a sum that an earlier rewrite has replaced
             if norm is not None:
                 self._fuse(graph, norm, quantisers, support, number)
+
+    def _rope_cache(self, graph: Graph, number: int) -> None:
+        pack, support = self._pack.manifest.pack, Support(self._pack.table)
+        for write in rope_cache.find_writes(graph, pack):
+            if write.pattern not in self._patterns:
+                continue
+            where = write.node.name
+            try:
+                taken = rope_cache.fuse(graph, write, pack, support, self._adapter)
+            except NoMatchError as error:
+                self._miss(write.pattern, write.node, error, number)
+            else:
+                self._report.matches.append(Match(write.pattern, taken.producer, taken.rounding, where, number))
+
+    def _adapter(self) -> Any:
+        """The pack's op for vLLM's layers; None where vLLM is not installed."""
+        pack = self._pack.manifest.pack
+        return getattr(getattr(torch.ops, pack), adapter.NAME).default if adapter.register(pack) else None
 
     def _fuse(
         self, graph: Graph, norm: Norm, quantisers: list[norm_quant.Quantiser], support: Support, number: int
@@ -133,7 +154,7 @@ class FusionPass(CustomGraphPass):
         elif others:
             text = f"no pattern matched: none of its {others} quantisers has a norm for input."
         else:
-            text = "there is no quantiser of MXFP4 in it, so that there is nothing to fuse."
+            text = "there is no quantiser of MXFP4 and no cache write in it, so that there is nothing to fuse."
         name = self._pack.manifest.pack
         warnings.warn(f"{name}.fusion.FusionPass: in a graph of {name}: {text}", TunegenPackWarning, stacklevel=2)
 

@@ -27,6 +27,8 @@ RESHAPES = {
     "aten::alias",
     "aten::detach",
 }
+# What a new node takes over from one that it replaces.
+NOTES = ("stack_trace", "nn_module_stack", "source_fn_stack", "original_aten", "from_node")
 CASTS = {"prims::convert_element_type", "aten::_to_copy", "aten::to"}
 
 
@@ -148,13 +150,45 @@ def order(graph: Graph) -> dict[Node, int]:
     return {node: place for place, node in enumerate(graph.nodes)}
 
 
+def _mutates(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def make_room(
+    graph: Graph, replaced: Iterable[Node], gone: set[Node], inputs: Iterable[Node]
+) -> tuple[Node, list[Node]]:
+    """The last of a new op's inputs, and the nodes before it that use what the op will replace, in their order.
+
+    They are to be moved behind the new op: `Builder.move`. Nodes in ``gone`` are not counted.
+
+    Raises:
+        NoMatchError: An input is made from what is replaced, or a node in between writes to memory.
+    """
+    places, inputs = order(graph), list(inputs)
+    last = max(inputs, key=places.__getitem__)
+    late, moved = set(replaced), []
+    for node in list(graph.nodes)[: places[last] + 1]:
+        if node in late or node in gone:
+            if node in inputs:
+                raise NoMatchError(f"{shown(node)} would be an input of the op that makes it")
+            continue
+        if late.intersection(node.all_input_nodes):
+            if node in inputs:
+                raise NoMatchError(f"{shown(node)} is made from what the fused op would give, and is an input of it")
+            late.add(node)
+            moved.append(node)
+        if moved and _mutates(node):
+            raise NoMatchError(f"{shown(node)} writes to memory between the nodes to be fused")
+    return last, moved
+
+
 def erase_unused(graph: Graph, nodes: Iterable[Node]) -> None:
     """Erases those of some nodes that nothing uses any more, and then casts, views and empty tensors left by them."""
     places = order(graph)
     pending = sorted({node for node in nodes if node in places}, key=places.__getitem__)
     while pending:
         node = pending.pop()
-        if node.users or node not in places:
+        if node.users or node not in places or node.op != "call_function":
             continue
         del places[node]
         sources = node.all_input_nodes
@@ -181,16 +215,52 @@ class Builder:
         """Calls an op."""
         with self._graph.inserting_after(self._at):
             node = self._graph.call_function(target, args)
-        notes = ("stack_trace", "nn_module_stack", "source_fn_stack", "original_aten", "from_node")
-        node.meta = {name: self._like.meta[name] for name in notes if name in self._like.meta}
+        node.meta = {name: self._like.meta[name] for name in NOTES if name in self._like.meta}
         values = torch.fx.map_arg(args, value)
-        with _fake_mode(values):
+        with fake_mode_of(values):
             node.meta["val"] = target(*values)
         if isinstance(target, torch._ops.OpOverload) and not target._schema.name.startswith("aten::"):
             # The strides that Inductor must hand to a custom op; without them it is free to choose.
             node.meta["eager_input_vals"] = (values, {})
         self._at = node
         return node
+
+    def functionalized(self, call: Any, op: Any, inputs: dict[str, Any], outputs: tuple[Any, ...]) -> Node:
+        """Calls another op on what a functionalised call writes (see `Functionalized`), with other inputs."""
+        kept = {}
+        for name in call.written:
+            kept |= {key: arg for key, arg in call.node.kwargs.items() if key == name or key.startswith(f"_{name}_")}
+        if "_all_bases" in call.node.kwargs:
+            kept["_all_bases"] = call.node.kwargs["_all_bases"]
+        bases = call.node.meta["val"][max(len(call.op._schema.returns), 1) :]
+        return self.higher_order(call.node.target, op, {**inputs, **kept}, (*outputs, *bases))
+
+    def higher_order(self, target: Any, op: Any, kwargs: dict[str, Any], outputs: tuple[Any, ...]) -> Node:
+        """Calls an op through a higher-order one; its outputs' fake values are given."""
+        with self._graph.inserting_after(self._at):
+            node = self._graph.call_function(target, (op,), kwargs)
+        node.meta = {name: self._like.meta[name] for name in NOTES if name in self._like.meta}
+        node.meta["val"] = outputs
+        node.meta["eager_input_vals"] = torch.fx.map_arg((node.args, node.kwargs), value)
+        self._at = node
+        return node
+
+    def move(self, nodes: Iterable[Node]) -> None:
+        """Moves nodes behind the last new one, in their order."""
+        for node in nodes:
+            self._at.append(node)
+            self._at = node
+
+    def like(self, node: Node, other: Node) -> Node:
+        """A node in the shape of another one, of as many elements and rows of the same size."""
+        if same_shape(node, other):
+            return node
+        shape = tensor(other).shape  # type: ignore[union-attr]  # the callers' nodes have one
+        sizes: list[Any] = [static(size) for size in shape]
+        unknown = [index for index, size in enumerate(sizes) if size is None]
+        for index in unknown:
+            sizes[index] = -1 if len(unknown) == 1 else self.call(torch.ops.aten.sym_size.int, other, index)
+        return self.call(torch.ops.aten.reshape.default, node, sizes)
 
     def items(self, node: Node, count: int) -> list[Node]:
         """The first outputs of a call."""
@@ -201,17 +271,7 @@ class Builder:
         flat = with_dims(node, 2)
         return flat if flat is not None else self.call(torch.ops.aten.reshape.default, node, [-1, last_size(node)])
 
-    def shaped(self, node: Node, like: Node) -> Node:
-        """A node ``[rows, last size]`` in the shape of another one."""
-        found = tensor(like)
-        if found is None or found.dim() == 2:
-            return node
-        sizes: list[Any] = [static(size) for size in found.shape]
-        unknown = [index for index, size in enumerate(sizes) if size is None]
-        for index in unknown:
-            sizes[index] = -1 if len(unknown) == 1 else self.call(torch.ops.aten.sym_size.int, like, index)
-        return self.call(torch.ops.aten.reshape.default, node, sizes)
 
-
-def _fake_mode(values: Any) -> Any:
+def fake_mode_of(values: Any) -> Any:
+    """The context in which ops are run on fake values: their own fake mode; none if they are of no mode."""
     return detect_fake_mode(tree_leaves(values)) or nullcontext()

@@ -209,7 +209,7 @@ def _fuse(graph: Graph, norm: Norm, quantisers: list[Quantiser], pack: str, supp
     if norm.totals:
         total_rows = build.call(operator.getitem, fused, 2)
         for total in norm.totals:
-            new = build.shaped(total_rows, total)
+            new = build.like(total_rows, total)
             total.replace_all_uses_with(new, delete_user_cb=lambda user: user not in inside)
     for quantiser in quantisers:
         _replace(graph, quantiser, q, scales, namespace)
@@ -237,5 +237,5 @@ def _replace(graph: Graph, quantiser: Quantiser, q: Node, scales: Node, namespac
     build = Builder(graph, node, like=node)
     weight, weight_scale, out_dtype = given["weight"], given["weight_scale"], given["out_dtype"]
     product = build.call(getattr(namespace, GEMM).default, q, scales, weight, weight_scale, out_dtype)
-    new = build.shaped(product, node)
+    new = build.like(product, node)
     node.replace_all_uses_with(new)

@@ -15,6 +15,8 @@ from torch.library import Library, register_fake
 
 from ..families import OPS
 from ..families._op import OpInputError
+from ..families.mla_rope import FP8_CACHE_NAMES
+from ..reference.mla_rope import existing_slots, write_mla_cache
 from ..reference.mxfp4 import BLOCK, dequantize_mxfp4
 
 GEMM = "mxfp4_gemm"
@@ -22,6 +24,10 @@ TENSOR_EPSILON = "_tensor_epsilon"
 NORM_OPS = ("rmsnorm_mxfp4_quant", "rmsnorm_add_mxfp4_quant")
 GEMM_SCHEMA = "(Tensor q, Tensor scales, Tensor weight, Tensor weight_scale, ScalarType out_dtype) -> Tensor"
 VLLM_GEMM = "vllm::gemm_with_dynamic_quant"
+CACHE = "concat_and_cache_mla"
+CACHE_SCHEMA = (
+    "(Tensor kv_c, Tensor k_pe, Tensor(a!) kv_cache, Tensor slot_mapping, str kv_cache_dtype, Tensor scale) -> ()"
+)
 
 
 def register_graph_ops(library: Library, pack: str) -> None:
@@ -31,11 +37,56 @@ def register_graph_ops(library: Library, pack: str) -> None:
     library.impl(GEMM, _gemm_cuda, "CUDA")
     library.impl(GEMM, mxfp4_gemm_reference, "CPU")
     register_fake(f"{pack}::{GEMM}", _gemm_fake, lib=library)
+    library.define(CACHE + CACHE_SCHEMA, tags=tags)
+    library.impl(CACHE, write_cache, "CUDA")
+    library.impl(CACHE, write_cache, "CPU")
+    register_fake(f"{pack}::{CACHE}", _no_output, lib=library)
     for name in NORM_OPS:
         schema = OPS[name].schema.replace("float epsilon", "Tensor epsilon")
         library.define(name + TENSOR_EPSILON + schema, tags=tags)
         library.impl(name + TENSOR_EPSILON, _with_number(pack, name), "CompositeExplicitAutograd")
         register_fake(f"{pack}::{name}{TENSOR_EPSILON}", _fake_without_epsilon(name), lib=library)
+
+
+def _no_output(*_: Any) -> None:
+    return None
+
+
+def write_cache(
+    kv_c: torch.Tensor,
+    k_pe: torch.Tensor,
+    kv_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    kv_cache_dtype: str,
+    scale: torch.Tensor,
+) -> None:
+    """Writes the row (kv_c, k_pe) of each token to its slot of an MLA cache; a negative slot is none.
+
+    Args:
+        kv_c: [S, R].
+        k_pe: [S, D] or [S, 1, D], rotated.
+        kv_cache: [slots, R + D] or [blocks, block size, R + D].
+        slot_mapping: int64, at most S.
+        kv_cache_dtype: ``"auto"`` (the dtype of the rows), ``"fp8"`` or ``"fp8_e4m3"``.
+        scale: One element; fp8 rows are divided by it.
+    """
+    tokens, width = kv_c.shape[0], kv_c.shape[1] + k_pe.shape[-1]
+    if kv_cache.dim() not in (2, 3) or kv_cache.shape[-1] != width:
+        raise OpInputError(
+            f"kv_cache must be [slots, {width}] or [blocks, block size, {width}], as kv_c and k_pe ask; got"
+            f" {list(kv_cache.shape)}."
+        )
+    if kv_cache_dtype not in ("auto", *FP8_CACHE_NAMES):
+        raise OpInputError(f"kv_cache_dtype must be auto, {' or '.join(FP8_CACHE_NAMES)}; got {kv_cache_dtype!r}.")
+    with torch.no_grad():
+        write_mla_cache(
+            kv_cache,
+            existing_slots(slot_mapping, kv_cache, tokens),
+            kv_c,
+            k_pe.reshape(tokens, -1),
+            None if kv_cache_dtype == "auto" else scale,
+            False,
+        )
 
 
 def _with_number(pack: str, name: str) -> Callable[..., Any]:
