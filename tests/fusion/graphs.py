@@ -51,6 +51,7 @@ class Compiled:
         calls: The calls of custom ops in the last run.
         expected: What the last run's graph would have returned as it was before the pass.
         written: What it would have left in the inputs.
+        run_before: Whether the graph is run as it was, too; it must not be where it writes to what is no input.
     """
 
     def __init__(self, model: Model, fusion: Any, dynamic: bool | None = True) -> None:
@@ -58,6 +59,7 @@ class Compiled:
         self.calls: list[Call] = []
         self.expected: Any = None
         self.written: list[Any] = []
+        self.run_before = True
         self._fusion = fusion
         torch._dynamo.reset()
         self._call = torch.compile(model, backend=self._backend, dynamic=dynamic, fullgraph=True)
@@ -87,6 +89,8 @@ class Compiled:
         def run(args: list[Any]) -> Any:
             given = list(args)
             args.clear()
+            if not self.run_before:
+                return _Recorder(module, self.calls).run(*given)
             self.written = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in given]
             self.expected = before[0](*self.written)
             return _Recorder(module, self.calls).run(*given)
