@@ -42,7 +42,7 @@ class Functionalized:
         if not isinstance(op, torch._ops.OpOverload):
             return None
         schema = op._schema
-        kwargs = dict(node.kwargs)
+        kwargs: dict[str, Any] = dict(node.kwargs)
         names = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         given = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
         given |= {name: kwargs[name] for name in kwargs if name not in names and not name.startswith("_")}
@@ -50,14 +50,14 @@ class Functionalized:
         written: dict[str, tuple[Node | None, int]] = {}
         for place, name in enumerate(names):
             if node.target is auto_functionalized:
-                written[name] = (kwargs[name], first + place)  # type: ignore[assignment]
+                written[name] = (kwargs[name], first + place)
                 continue
             index = kwargs.get(f"_{name}_base_index")
             if index is None:
                 continue
             parts = [part for part in PARTS if f"_{name}_{part}" in kwargs]
-            base = kwargs["_all_bases"][index]  # type: ignore[index]
-            written[name] = (None if parts else base, first + index)  # type: ignore[operator]
+            base = kwargs["_all_bases"][index]
+            written[name] = (None if parts else base, first + index)
         return cls(node, op, given, written)
 
     @property

@@ -95,10 +95,11 @@ def _expression(size: Any) -> Any:
 
 def arguments(node: Node) -> dict[str, Any]:
     """A call's arguments by name, defaults filled in."""
-    found = normalize_function(node.target, node.args, node.kwargs, normalize_to_only_use_kwargs=True)
+    target: Any = node.target
+    found = normalize_function(target, node.args, node.kwargs, normalize_to_only_use_kwargs=True)
     if found is None:
         raise NoMatchError(f"the arguments of {shown(node)} are not those of its schema")
-    defaults = {a.name: a.default_value for a in node.target._schema.arguments if a.has_default_value()}
+    defaults = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
     return {**defaults, **found.kwargs}
 
 
@@ -110,7 +111,7 @@ def is_cast(node: Any) -> bool:
 def uncast(node: Node) -> Node:
     """What a node is a lossless fp32 copy of: casts from an activation dtype removed."""
     while is_cast(node) and dtype(node) == torch.float32 and dtype(node.args[0]) in ACT_DTYPES:
-        node = node.args[0]
+        node = node.args[0]  # type: ignore[assignment]  # is_cast: a node
     return node
 
 
@@ -227,7 +228,7 @@ class Builder:
 
     def functionalized(self, call: Any, op: Any, inputs: dict[str, Any], outputs: tuple[Any, ...]) -> Node:
         """Calls another op on what a functionalised call writes (see `Functionalized`), with other inputs."""
-        kept = {}
+        kept: dict[str, Any] = {}
         for name in call.written:
             kept |= {key: arg for key, arg in call.node.kwargs.items() if key == name or key.startswith(f"_{name}_")}
         if "_all_bases" in call.node.kwargs:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -108,7 +109,8 @@ def _sum(source: Node) -> tuple[Node, Node, Node] | None:
         return None
     if arguments(added).get("alpha", 1) != 1 or (dtype(added) == torch.float32 and added is not source):
         return None
-    x, residual = (uncast(node) if dtype(added) == torch.float32 else node for node in added.args[:2])  # type: ignore[arg-type]
+    addends: tuple[Any, ...] = added.args[:2]
+    x, residual = (uncast(node) if dtype(added) == torch.float32 else node for node in addends)
     fit = (
         dtype(x) in ACT_DTYPES and dtype(x) == dtype(residual) and same_shape(x, added) and same_shape(residual, added)
     )

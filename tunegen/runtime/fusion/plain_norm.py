@@ -67,7 +67,8 @@ def plain_norm(node: Node) -> PlainNorm | None:
     Raises:
         NoMatchError: It is such a product, and no RMSNorm of the last dimension that the pack has an op for.
     """
-    core, interior = node, []
+    core = node
+    interior: list[Node] = []
     if is_cast(node) and dtype(node) in ACT_DTYPES and dtype(node.args[0]) == torch.float32:
         core = node.args[0]  # type: ignore[assignment]  # is_cast: a node
     elif dtype(node) not in (*ACT_DTYPES, torch.float32):

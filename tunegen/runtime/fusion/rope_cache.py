@@ -162,7 +162,7 @@ def _fuse_functional(graph: Graph, node: Node, pack: str, support: Support) -> T
         raise NoMatchError("k_pe is rounded to the activation dtype and then to fp8: no rounding of the pack is that")
     if given.get("skip_scale"):
         scale = None
-    q_nope = cat.args[0][0]  # type: ignore[index,union-attr]  # _cat_of
+    q_nope = cat.args[0][0]  # type: ignore[index]  # _cat_of
     base, _ = call.written["kv_cache"]
     inputs = {
         "q_nope": q_nope,
@@ -208,7 +208,17 @@ def _fuse_functional(graph: Graph, node: Node, pack: str, support: Support) -> T
 def _values(inputs: dict[str, Any], cache: Node) -> list[Any]:
     """The op's arguments in schema order, as fake tensors."""
     named = {**inputs, "kv_cache": cache}
-    order_of = ("q_nope", "q_pe", "kv_c", "k_pe", "positions", "cos_sin_cache", "kv_cache", "slot_mapping", "k_scale")
+    order_of: tuple[str, ...] = (
+        "q_nope",
+        "q_pe",
+        "kv_c",
+        "k_pe",
+        "positions",
+        "cos_sin_cache",
+        "kv_cache",
+        "slot_mapping",
+        "k_scale",
+    )
     order_of += ("q_scale", "q_out_dtype", "is_neox", "pe_first", "rounding")
     return [value(named[name]) if isinstance(named[name], Node) else named[name] for name in order_of]
 
@@ -292,5 +302,5 @@ def _fuse_update(graph: Graph, node: Node, op: Any) -> Taken:
         rope.output.replace_all_uses_with(build.like(fresh, rope.output), delete_user_cb=lambda user: user is not node)
     build.move(moved)
     graph.erase_node(node)
-    erase_unused(graph, [*region_of(query.output), *region_of(key.output), given["k_pe"], query.output.args[0]])
+    erase_unused(graph, [*region_of(query.output), *region_of(key.output), given["k_pe"]])
     return Taken(key.producer, key.rounding)
