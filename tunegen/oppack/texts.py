@@ -295,23 +295,24 @@ reference. It warns once and says what to do.
     torch.compile(model, options={{"post_grad_custom_post_pass": {name}.fusion.FusionPass()}})
 
 rewrites the compiled graph: (residual add +) RMSNorm and MXFP4 quantisation become one op, and so do RoPE, the
-concatenation of q and the write of the MLA cache row (by vLLM's `concat_and_cache_mla` or `torch.ops.{name}`'s own).
-Norms may be plain PyTorch in any spelling, vLLM's IR or its `_C` ops; quantisers are `dynamic_mxfp4_quant` and vLLM's
-`gemm_with_dynamic_quant`. Each rewrite keeps the rounding of the graph that it replaces, with two rules of the ops:
-blocks below 2^-64 become zero, and a row that is not finite stays visible as NaN. `FusionPass.report()` says what matched
-and what did not, and why; `FusionPass(dump=FOLDER)` writes the graphs. Compiled graphs that Inductor has cached are used
-again without the pass, and are not in the report.
+concatenation of q and the write of the MLA cache row (by vLLM's `concat_and_cache_mla` or that of
+`torch.ops.{name}`). Norms may be plain PyTorch in any spelling, vLLM's IR or its `_C` ops; quantisers are
+`dynamic_mxfp4_quant` and vLLM's `gemm_with_dynamic_quant`. Each rewrite keeps the rounding of the graph that it
+replaces, with two rules of the ops: blocks below 2^-64 become zero, and a row whose sum of squares is not finite
+stays visible as NaN. `FusionPass.report()` says what matched and what did not, and why; `FusionPass(dump=FOLDER)`
+writes the graphs. What Inductor has cached is used again without the pass, and is not in the report.
 
 In vLLM 0.33, where this package is installed:
 
     vllm serve MODEL -cc.inductor_passes='{{"post_grad_custom_post_pass": "{name}.vllm_fusion_pass"}}'
 
-Its entry point registers the ops in every process. From Python, `inductor_compile_config={{"post_grad_custom_post_pass":
-{name}.vllm_plugin.inductor_pass()}}` is the same. Two of vLLM's own passes may take a norm first: `fuse_allreduce_rms`
-(tensor parallel with AITER) and `fuse_mla_dual_rms_norm`; `-cc.pass_config` turns them off. For RoPE and the cache write
-the op that updates the cache must be in the graph: set `-cc.use_inductor_graph_partition=True`, or `splitting_ops` without
-`vllm::unified_mla_kv_cache_update`; or call `{name}.vllm_plugin.register_mla_layer()` before the model is made, which
-needs neither. Tokens without a slot (padding) keep their q and k as they were, as with vLLM's own fused op.
+Its entry point registers the ops in every process. From Python, `CompilationConfig(inductor_compile_config=...)`
+takes `{name}.vllm_plugin.inductor_pass()` under the same key. Two of vLLM's own passes may take a norm first:
+`fuse_allreduce_rms` (tensor parallel with AITER) and `fuse_mla_dual_rms_norm`; `-cc.pass_config` turns them off.
+For RoPE and the cache write, the op that updates the cache must be in the graph: set
+`-cc.use_inductor_graph_partition=True`, or `splitting_ops` without `vllm::unified_mla_kv_cache_update`; or call
+`{name}.vllm_plugin.register_mla_layer()` before the model is made, which needs neither. Tokens without a slot
+(padding) keep their q and k as they were, as with vLLM's own fused op.
 
 ## Contents
 
