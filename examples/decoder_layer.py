@@ -204,8 +204,8 @@ def main() -> None:
     for tokens in map(int, options.tokens.split(",")):
         inputs = [make_inputs(sizes, tokens, device) for _ in range(3)]
         with torch.inference_mode():
-            # Eager mode rounds after every op, as the contract has it. Compiled code need not: without the pass Inductor
-            # keeps fp32 inside its kernels, with it the fused ops round as eager mode does.
+            # Eager mode rounds after every op. Compiled code need not: without the pass Inductor keeps fp32 inside its
+            # kernels; with it the fused ops round as eager mode does.
             expected = [*layer(*inputs[0]), inputs[0][4]]
             got = [[*model(*given), given[4]] for model, given in ((plain, inputs[1]), (fused, inputs[2]))]
             apart = [max(map(difference, outputs, expected)) for outputs in got]

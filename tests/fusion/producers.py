@@ -115,11 +115,15 @@ def in_place_added(x: Tensor, residual: Tensor, weight: Tensor, epsilon: float) 
 
 @dataclass(frozen=True)
 class Producer:
-    """One way to write a norm: its function, its rounding and whose the report says it is."""
+    """One way to write a norm: its function, its rounding and whose the report says it is.
+
+    ``folded`` is the rounding that is left where Inductor has dropped a cast there and back before the pass runs.
+    """
 
     function: Spelling
     rounding: str
     whose: str = "pytorch"
+    folded: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ PRODUCERS = {
     "x / sqrt": Producer(divided, "output"),
     "sum / N": Producer(summed, "output"),
     "pow -0.5": Producer(power, "output"),
-    "cast twice": Producer(cast_twice, "norm_output"),
+    "cast twice": Producer(cast_twice, "norm_output", folded="output"),
     "never rounded": Producer(never_rounded, "none"),
     "views": Producer(with_views, "norm_output"),
     "vllm_ir": Producer(vllm_ir, "norm_output", "vllm_ir"),
