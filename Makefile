@@ -1,5 +1,6 @@
 # make tune   set up, tune deepseek-r1 for the GPU here (none: gfx950, predicted), emit, import and verify the pack
 # make test   set up and run the tests, on the GPU where there is one
+# make test-vllm   install vLLM 0.33 for the CPU into .venv-vllm and test the pack in it
 # make lint   formatting, lint and types
 #
 # PYTHON=... names the interpreter that .venv is made from. If it has torch already, .venv uses that torch and
@@ -11,7 +12,7 @@ BIN := .venv/bin
 BUILD := build
 PYTEST_WORKERS ?= auto
 
-.PHONY: setup tune test lint format clean
+.PHONY: setup tune test test-vllm lint format clean
 
 setup: .venv/ready
 
@@ -28,6 +29,13 @@ tune: setup
 test: setup
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests
 
+.venv-vllm/ready: .venv/ready scripts/setup_vllm_venv.py
+	$(BIN)/python scripts/setup_vllm_venv.py .venv-vllm
+	@touch $@
+
+test-vllm: .venv-vllm/ready
+	.venv-vllm/bin/python -m pytest tests_vllm
+
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -38,4 +46,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv $(BUILD)
+	rm -rf .venv .venv-vllm $(BUILD)

@@ -33,7 +33,13 @@ def test_layout(tmp_path: Path) -> None:
     runtime = Path(runtime_manifest.__file__).parent
     copied = {name.removeprefix("runtime/"): content for name, content in files.items() if name.startswith("runtime/")}
     assert copied == {name: content for name, content in files_of(runtime).items() if name.endswith(".py")}
-    assert {name for name in files if "/" not in name} == {"__init__.py", "manifest.json", "py.typed"}
+    assert {name for name in files if "/" not in name} == {
+        "__init__.py",
+        "fusion.py",
+        "vllm_plugin.py",
+        "manifest.json",
+        "py.typed",
+    }
     kernels = {name for name in files if name.startswith("kernels/")}
     assert len(kernels) == pack.kernels
     # Two targets, two sizes, three configs; one variant of the quantisation, three and five of the norms.

@@ -18,7 +18,7 @@ from tunegen import __version__
 from tunegen.codegen.render import render
 from tunegen.configs import TunedEntry
 from tunegen.errors import StaleEntryError, UsageError
-from tunegen.oppack.texts import init_text, pyproject_text, readme_text
+from tunegen.oppack.texts import fusion_text, init_text, pyproject_text, readme_text, vllm_plugin_text
 from tunegen.ops import Config, Problem, get_family
 from tunegen.runtime import manifest as runtime_manifest
 from tunegen.runtime.manifest import FILE_NAME, Bucket, Entry, Manifest
@@ -243,7 +243,13 @@ def emit_pack(
         for path in sorted(content):
             digest.update(f"{path}\0{content[path]}\0".encode())
         manifest = replace(manifest, version=f"{__version__}+{digest.hexdigest()[:12]}")
-        content |= {"__init__.py": init_text(manifest), FILE_NAME: manifest.text(), "py.typed": ""}
+        content |= {
+            "__init__.py": init_text(manifest),
+            "fusion.py": fusion_text(manifest),
+            "vllm_plugin.py": vllm_plugin_text(manifest),
+            FILE_NAME: manifest.text(),
+            "py.typed": "",
+        }
         files = {f"{name}/{path}": text for path, text in content.items()}
         files |= {"pyproject.toml": pyproject_text(name, manifest.version), "README.md": readme_text(manifest)}
         for path, text in files.items():

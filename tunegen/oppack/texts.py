@@ -60,9 +60,106 @@ def _function(pack: str, op: Op) -> str:
     )
 
 
+def fusion_text(manifest: Manifest) -> str:
+    """``<pack>/fusion.py``."""
+    return f'''"""Rewrites graphs to the ops of {manifest.pack}; imports Inductor.
+
+    torch.compile(model, options={{"post_grad_custom_post_pass": {manifest.pack}.fusion.FusionPass()}})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import _pack
+from .runtime.fusion.fusion_pass import PATTERNS
+from .runtime.fusion.fusion_pass import FusionPass as _FusionPass
+from .runtime.fusion.report import Match, Miss, Report
+
+
+class FusionPass(_FusionPass):
+    """Rewrites a graph to the ops of this pack, each with the rounding of what it replaces.
+
+    Args:
+        patterns: Names among `PATTERNS`. Default: all of them.
+        dump: A folder to write each graph to, before and after. Default: none is written.
+    """
+
+    def __init__(self, patterns: Sequence[str] | None = None, dump: Path | str | None = None) -> None:
+        super().__init__(_pack, patterns, dump)
+
+
+__all__ = ["PATTERNS", "FusionPass", "Match", "Miss", "Report"]
+'''
+
+
+def vllm_plugin_text(manifest: Manifest) -> str:
+    """``<pack>/vllm_plugin.py``."""
+    pack = manifest.pack
+    return f'''"""{pack} in vLLM 0.33: what its ``vllm.general_plugins`` entry point calls, and the pass's report.
+
+    vllm serve MODEL -cc.inductor_passes='{{"post_grad_custom_post_pass": "{pack}.vllm_fusion_pass"}}'
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from . import _pack, vllm_fusion_pass
+from .fusion import FusionPass, Report
+from .runtime.vllm import adapter, layer
+
+
+def register() -> None:
+    """Registers the ops, in every process of vLLM; again does nothing, and neither does it without vLLM."""
+    adapter.register(_pack.manifest.pack)
+
+
+def register_mla_layer() -> None:
+    """Has vLLM make its MLA layers with RoPE and the cache write fused: call it before the model is made.
+
+    The other way to that fusion than the pass; needs no graph partition. Layers with what it does not serve (sparse
+    attention, an fp8 layout of its own, context parallelism) stay vLLM's.
+    """
+    register()
+    layer.register(_pack.manifest.pack)
+
+
+@functools.cache
+def default_pass() -> FusionPass:
+    """The pass of this process that `vllm_fusion_pass` calls."""
+    register()
+    return FusionPass()
+
+
+def report() -> Report:
+    """What was matched and what was not in the graphs of this process."""
+    return default_pass().report()
+
+
+def inductor_pass() -> Any:
+    """The pass as vLLM's InductorPass, for ``CompilationConfig(inductor_compile_config=...)``; it pickles."""
+    from vllm.compilation.passes.inductor_pass import CallableInductorPass
+
+    return CallableInductorPass(vllm_fusion_pass, default_pass().uuid())
+'''
+
+
 def init_text(manifest: Manifest) -> str:
     """``<pack>/__init__.py``."""
-    exports = ["Explanation", "TunegenPackWarning", "WarmUp", "__version__", "explain", "supports", "warmup", *OPS]
+    exports = [
+        "Explanation",
+        "TunegenPackWarning",
+        "WarmUp",
+        "__version__",
+        "explain",
+        "supports",
+        "vllm_fusion_pass",
+        "warmup",
+        *OPS,
+    ]
     listed = "\n".join(f'    "{name}",' for name in sorted(exports))
     functions = "\n\n\n".join(_function(manifest.pack, op) for op in OPS.values())
     return f'''"""Kernels for the shapes and GPUs that manifest.json lists, as torch ops: torch.ops.{manifest.pack}.
@@ -72,7 +169,9 @@ Emitted by tunegen {manifest.tunegen}. Importing it registers the ops.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -89,6 +188,23 @@ warmup = _pack.warmup
 
 
 {functions}
+
+
+def vllm_fusion_pass(graph: torch.fx.Graph) -> None:
+    """Rewrites a graph to the ops of {manifest.pack} {manifest.version}: for vLLM's ``inductor_passes``.
+
+    vLLM hashes this function's source, with the version above, to tell whether what it compiled before still holds.
+    """
+    from .vllm_plugin import default_pass
+
+    default_pass()(graph)
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Modules that are imported when they are first used: they import Inductor."""
+    if name in ("fusion", "vllm_plugin"):
+        return import_module("." + name, __name__)
+    raise AttributeError(f"module {{__name__!r}} has no attribute {{name!r}}")
 
 
 __all__ = [
@@ -114,6 +230,9 @@ dependencies = [
     "torch>=2.8",
     "triton>=3.6,<3.10; platform_system == 'Linux'",
 ]
+
+[project.entry-points."vllm.general_plugins"]
+{name} = "{name}.vllm_plugin:register"
 
 [tool.hatch.build]
 ignore-vcs = true
@@ -170,6 +289,30 @@ They work in eager mode, under `torch.compile` and in CUDA graphs, on CUDA, ROCm
 reference) on CPU. They are for inference and have no gradients. A call for a shape or a GPU that is not listed
 below still gives the right result: through the kernels of the nearest GPU of the same architecture, or else the
 reference. It warns once and says what to do.
+
+## In a model
+
+    torch.compile(model, options={{"post_grad_custom_post_pass": {name}.fusion.FusionPass()}})
+
+rewrites the compiled graph: (residual add +) RMSNorm and MXFP4 quantisation become one op, and so do RoPE, the
+concatenation of q and the write of the MLA cache row (by vLLM's `concat_and_cache_mla` or that of
+`torch.ops.{name}`). Norms may be plain PyTorch in any spelling, vLLM's IR or its `_C` ops; quantisers are
+`dynamic_mxfp4_quant` and vLLM's `gemm_with_dynamic_quant`. Each rewrite keeps the rounding of the graph that it
+replaces, with two rules of the ops: blocks below 2^-64 become zero, and a row whose sum of squares is not finite
+stays visible as NaN. `FusionPass.report()` says what matched and what did not, and why; `FusionPass(dump=FOLDER)`
+writes the graphs. What Inductor has cached is used again without the pass, and is not in the report.
+
+In vLLM 0.33, where this package is installed:
+
+    vllm serve MODEL -cc.inductor_passes='{{"post_grad_custom_post_pass": "{name}.vllm_fusion_pass"}}'
+
+Its entry point registers the ops in every process. From Python, `CompilationConfig(inductor_compile_config=...)`
+takes `{name}.vllm_plugin.inductor_pass()` under the same key. Two of vLLM's own passes may take a norm first:
+`fuse_allreduce_rms` (tensor parallel with AITER) and `fuse_mla_dual_rms_norm`; `-cc.pass_config` turns them off.
+For RoPE and the cache write, the op that updates the cache must be in the graph: set
+`-cc.use_inductor_graph_partition=True`, or `splitting_ops` without `vllm::unified_mla_kv_cache_update`; or call
+`{name}.vllm_plugin.register_mla_layer()` before the model is made, which needs neither. Tokens without a slot
+(padding) keep their q and k as they were, as with vLLM's own fused op.
 
 ## Contents
 

@@ -73,7 +73,8 @@ class Explanation:
         return "\n".join(lines)
 
 
-def _unknown(kind: str, got: str, known: Iterable[str]) -> PackNameError:
+def unknown_name(kind: str, got: str, known: Iterable[str]) -> PackNameError:
+    """The error for a name that is not among the known ones; says the nearest."""
     names = list(known)
     near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
@@ -82,7 +83,7 @@ def _unknown(kind: str, got: str, known: Iterable[str]) -> PackNameError:
 
 def _op(name: str) -> Op:
     if name not in OPS:
-        raise _unknown("op", name, OPS)
+        raise unknown_name("op", name, OPS)
     return OPS[name]
 
 
@@ -95,7 +96,7 @@ def _example(op: Op, shape: Shape, variant: str | None) -> list[Any]:
     """
     for name in shape:
         if name not in op.sizes:
-            raise _unknown(f"size of {op.name}", name, op.sizes)
+            raise unknown_name(f"size of {op.name}", name, op.sizes)
     missing = [name for name in op.sizes if name not in shape]
     if missing:
         raise PackNameError(f"{op.name} must be given its sizes: {', '.join(f'{name}=...' for name in missing)}.")

@@ -11,6 +11,7 @@ from torch.library import Library, register_fake
 
 from .dispatch import Dispatcher
 from .families import OPS
+from .fusion.ops import register_graph_ops
 from .manifest import Manifest
 from .table import Table
 
@@ -61,4 +62,5 @@ def register(manifest: Manifest, root: Path, table: Table) -> None:
         library.impl(op.name, dispatcher.cuda, "CUDA")
         library.impl(op.name, dispatcher.cpu, "CPU")
         register_fake(f"{manifest.pack}::{op.name}", dispatcher.fake, lib=library)
+    register_graph_ops(library, manifest.pack)
     namespace._tunegen_registration = _Registration(manifest.version, root, library)

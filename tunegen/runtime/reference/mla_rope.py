@@ -119,7 +119,7 @@ def mla_rope_cache(
     cos, sin = load_angles(positions[:tokens], cos_sin_cache, rounding, act)
     q_rotated = rotate(q_pe, cos[:queries, None], sin[:queries, None], is_neox, rounding)
     k_rotated = rotate(k_pe, cos, sin, is_neox, rounding)
-    _write_cache(kv_cache, existing_slots(slot_mapping, kv_cache, tokens), kv_c, k_rotated, k_scale, pe_first)
+    write_mla_cache(kv_cache, existing_slots(slot_mapping, kv_cache, tokens), kv_c, k_rotated, k_scale, pe_first)
     if q_out_dtype in FP8_DTYPES:
         parts = (to_fp8(q_nope, q_scale, q_out_dtype), to_fp8(q_rotated, q_scale, q_out_dtype))
         q_out = torch.cat([part.view(torch.uint8) for part in parts], dim=-1).view(q_out_dtype)
@@ -150,12 +150,12 @@ def mla_rope_cache_(
     k_rows = k_pe.view(tokens, k_pe.shape[-1]) if k_pe.dim() == 2 else k_pe[:, 0]
     k_rotated = rotate(k_rows, cos, sin, is_neox, rounding)
     scale = None if kv_cache_dtype == "auto" else kv_cache_scale
-    _write_cache(kv_cache, slots, kv_c, k_rotated, scale, False)
+    write_mla_cache(kv_cache, slots, kv_c, k_rotated, scale, False)
     q_pe.copy_(torch.where(kept[:queries, None, None], q_rotated.to(q_pe.dtype), q_pe))
     k_rows.copy_(torch.where(kept[:, None], k_rotated.to(k_pe.dtype), k_rows))
 
 
-def _write_cache(
+def write_mla_cache(
     kv_cache: torch.Tensor,
     slots: torch.Tensor,
     kv_c: torch.Tensor,
@@ -163,6 +163,7 @@ def _write_cache(
     scale: torch.Tensor | None,
     pe_first: bool,
 ) -> None:
+    """Puts rows of kv_c and then k_rotated (or the other way round) into their slots, fp8 ones divided by the scale."""
     if kv_cache.element_size() == 1:
         dtype = native_fp8(kv_cache.device) if kv_cache.dtype == torch.uint8 else kv_cache.dtype
         parts = [to_fp8(part, scale, dtype).view(torch.uint8) for part in (kv_c, k_rotated)]
