@@ -1,111 +1,179 @@
-"""The README's table of the F2 kernels: tuned against default, hand-written kernel and traffic twin.
+"""The README's table of the F2 kernels: tuned against default, hand-written kernel, AITER and traffic twin.
 
-Usage: python benchmarks/f2_table.py [--configs tuned_configs] [--json FILE]
+Usage: python benchmarks/f2_table.py [--aiter-root FOLDER] [--configs tuned_configs] [--json FILE]
+
+With AITER there are two more columns: its fused kernel, and what a graph without a fused kernel runs: a torch.compile'd
+norm and AITER's quantisation. Their outputs are checked first. On NVIDIA AITER's scales below 1 are undefined.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 from handwritten_f2 import HIDDEN_SIZE, run
+from tables import Line, about, aiter_if_there, headline, must_agree, noise, plain, time_all
 
-from tunegen.codegen.render import render
+from tunegen.bench.agreement import mxfp4_agreement
+from tunegen.bench.aiter import Aiter
+from tunegen.bench.aiter.ops import mxfp4_quant
 from tunegen.configs import load_entries
-from tunegen.evaluate.measure import Replay, Workload, copy_bandwidth, empty_kernel_replay, time_interleaved
+from tunegen.evaluate.measure import Replay, empty_kernel_replay
 from tunegen.files import write_text_atomically
-from tunegen.ops import Problem, get_family
+from tunegen.ops import Config, Problem
 from tunegen.paths import tuned_configs_dir
-from tunegen.runtime.kernel import load_kernel
-from tunegen.targets import get_target, present_device
+from tunegen.targets import present_device
 
 TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
-ROUNDS = 41
-KERNELS = Path("build/bench-kernels")
+COLUMNS = (
+    *("tokens", "empty", "twin", "twin, same launch", "hand-written", "default", "tuned", "tuned/twin"),
+    *("hand-written/twin", "speed-up over hand-written", "over default", "noise"),
+)
+AITER_COLUMNS = ("AITER", "unfused", "speed-up over AITER", "over unfused")
 
 
-def row(problem: Problem, tokens: int, config: Any) -> dict[str, Any]:
-    """Times one line of the table, all kernels interleaved."""
-    family, target = get_family(problem.op), get_target("sm90")
-    workload = Workload(problem, tokens)
-    sets = len(workload.inputs)
+def norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """RMSNorm rounded to the activation dtype once, as rounding "output" has it."""
+    values = x.to(torch.float32)
+    factor = torch.rsqrt((values * values).mean(dim=-1, keepdim=True) + epsilon)
+    return (values * factor * weight.to(torch.float32)).to(x.dtype)
 
-    def replay(settings: Any, twin: bool = False) -> Replay:
-        kernel = load_kernel(render(problem, target, settings, twin=twin).write(KERNELS))
-        return Replay(workload.launch(kernel), sets)
 
-    def handwritten(index: int) -> None:
-        x, *residual, weight, _, _ = workload.inputs[index % sets]
-        run(x, residual[0] if residual else None, weight, workload.outputs[index % sets])
+def add_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of x + residual, and their sum."""
+    total = x.to(torch.float32) + residual.to(torch.float32)
+    factor = torch.rsqrt((total * total).mean(dim=-1, keepdim=True) + epsilon)
+    return (total * factor * weight.to(torch.float32)).to(x.dtype), total.to(x.dtype)
 
-    reference = [torch.empty_like(t) for t in workload.outputs[0]]
-    handwritten(0)
-    for kept, output in zip(reference, workload.outputs[0], strict=True):
-        kept.copy_(output)
-    default = family.default(problem, target)
-    tuned = replay(config)
-    workload.launch(load_kernel(render(problem, target, config).write(KERNELS)))(0)
+
+class Unfused:
+    """A torch.compile'd norm, then AITER's quantisation."""
+
+    def __init__(self, aiter: Aiter) -> None:
+        self._aiter = aiter
+        # A size is compiled for as such. Whole graphs alone: past its limit of sizes, Dynamo would go on uncompiled.
+        self._norm, self._add_norm = (torch.compile(f, dynamic=False, fullgraph=True) for f in (norm, add_norm))
+
+    def __call__(self, args: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        if len(args) == 4:
+            return self._aiter.dynamic_mxfp4_quant(self._norm(*args[:-1]))
+        y, residual_out = self._add_norm(*args[:-1])
+        return (*self._aiter.dynamic_mxfp4_quant(y), residual_out)
+
+
+def check_handwritten(line: Line, config: Config) -> None:
+    """Ends the run if the hand-written kernel and the tuned one differ."""
+    workload = line.workload
+    call_handwritten(line, 0)
+    reference = [output.clone() for output in workload.outputs[0]]
+    workload.launch(line.kernel(config))(0)
     for kept, output in zip(reference, workload.outputs[0], strict=True):
         # Another order of the row's sum can move a value over a rounding boundary; more than that is a bug.
         if (kept.view(torch.uint8) != output.view(torch.uint8)).float().mean() > 1e-3:
-            raise SystemExit(f"{problem}: the hand-written kernel and the tuned one disagree")
-    twins = [replay(c, twin=True) for c in family.twin_configs(problem, target)]
-    looks = time_interleaved(twins, 5)
-    twin = min(zip(looks, twins, strict=True), key=lambda look: look[0].median)[1]
+            raise SystemExit(f"{line.problem}: the hand-written kernel and the tuned one disagree")
+
+
+def call_handwritten(line: Line, index: int) -> None:
+    """Runs the hand-written kernel on an input set."""
+    x, *residual, weight, _, _ = line.workload.inputs[index]
+    run(x, residual[0] if residual else None, weight, line.workload.outputs[index])
+
+
+def check_aiter(line: Line, aiter: Aiter, unfused: Unfused) -> dict[str, float]:
+    """Ends the run if AITER's outputs are wrong but for scales that are undefined on this GPU; returns their share."""
+    args = line.workload.inputs[0]
+    shares = {}
+    for name, rounding, outputs in (
+        ("aiter", "none", mxfp4_quant(aiter, args)),
+        ("unfused", "output", unfused(args)),
+    ):
+        found = mxfp4_agreement(args, rounding, outputs, undefined_scales_allowed=torch.version.hip is None)
+        must_agree(f"{line.problem}, {line.tokens} tokens: {name}", found.failures)
+        shares[name] = found.undefined_scales / found.blocks
+    return shares
+
+
+def row(line: Line, config: Config, aiter: Aiter | None, unfused: Unfused | None) -> dict[str, Any]:
+    """Times one line of the table, all kernels interleaved."""
+    family, workload = line.family, line.workload
+    check_handwritten(line, config)
+    default = family.default(line.problem, line.target)
     # The twin takes a row at a time; a config that is only valid for several has no twin of its own.
     alone = {**config, "rows": 1}
-    same_launch = replay(alone, twin=True) if family.valid(problem, target, alone) else twin
-    names = ("empty", "twin", "twin_same_launch", "handwritten", "default", "tuned", "tuned_again")
-    graphs = [
-        empty_kernel_replay(),
-        twin,
-        same_launch,
-        Replay(handwritten, sets),
-        replay(default),
-        tuned,
-        replay(config),
-    ]
-    timings = time_interleaved(graphs, ROUNDS)
-    times = {name: timing.median for name, timing in zip(names, timings, strict=True)}
-    spreads = {name: timing.spread for name, timing in zip(names, timings, strict=True)}
-    return {"op": problem.op, "tokens": tokens, "us": times, "spread_us": spreads, "config": config}
+    own = [alone] if family.valid(line.problem, line.target, alone) else []
+    twin = line.best_twin(default, *own)
+    same_launch = line.replay(alone, twin=True) if own else twin
+    graphs: dict[str, Replay] = {
+        "empty": empty_kernel_replay(),
+        "twin": twin,
+        "twin_same_launch": same_launch,
+        "handwritten": line.replay_baseline(lambda index: call_handwritten(line, index)),
+        "default": line.replay(default),
+        "tuned": line.replay(config),
+        "tuned_again": line.replay(config),
+    }
+    undefined: dict[str, float] = {}
+    if aiter and unfused:
+        undefined = check_aiter(line, aiter, unfused)
+        graphs["aiter"] = line.replay_baseline(lambda index: mxfp4_quant(aiter, workload.inputs[index]))
+        graphs["unfused"] = line.replay_baseline(lambda index: unfused(workload.inputs[index]))
+    timings = time_all(graphs)
+    return {
+        **{"op": line.problem.op, "tokens": line.tokens, "noise": noise(timings, "tuned"), "config": config},
+        **plain(timings),
+        "undefined_scales": undefined,
+    }
+
+
+def cells(result: dict[str, Any]) -> list[str]:
+    """A result as a line of the table."""
+    us = result["us"]
+    figures = (us["empty"], us["twin"], us["twin_same_launch"], us["handwritten"], us["default"], us["tuned"])
+    shares = (us["twin"] / us["tuned"], us["twin"] / us["handwritten"])
+    gains = (us["handwritten"] / us["tuned"], us["default"] / us["tuned"])
+    line = [str(result["tokens"]), *(f"{v:.2f}" for v in (*figures, *shares, *gains)), f"{100 * result['noise']:.1f} %"]
+    if "aiter" in us:
+        compared = (us["aiter"], us["unfused"], us["aiter"] / us["tuned"], us["unfused"] / us["tuned"])
+        line += [f"{v:.2f}" for v in compared]
+    return line
 
 
 @click.command()
-@click.option("--configs", type=click.Path(path_type=Path), default=tuned_configs_dir())
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
-def main(configs: Path, json_file: Path | None) -> None:
+@click.option("--aiter-root", type=click.Path(path_type=Path), help="Folder of an unpacked amd-aiter.")
+@click.option("--configs", type=click.Path(path_type=Path), default=tuned_configs_dir(), show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Writes the figures here too.")
+def main(aiter_root: Path | None, configs: Path, json_file: Path | None) -> None:
     """Prints the table as Markdown."""
     device = present_device()
     if device is None or device.target.name != "sm90":
         sys.exit("This table is of sm90: run it on an H100 or H200.")
-    print(f"{device.name}, torch {torch.__version__}; a device copy moves {copy_bandwidth() / 1e9:.0f} GB/s")
+    aiter, which = aiter_if_there(aiter_root)
+    unfused = Unfused(aiter) if aiter else None
+    columns = (*COLUMNS, *(AITER_COLUMNS if aiter else ()))
+    facts = about(device, aiter)
+    print(f"{headline(facts)}\n{which}")
     rows = []
     for op in ("rmsnorm_mxfp4_quant", "rmsnorm_add_mxfp4_quant"):
         problem = Problem.of(op, {"hidden_size": HIDDEN_SIZE})
         (entry,) = (e for e in load_entries(configs, ["sm90"]) if e.problem == problem and e.device.matches(device.key))
-        print(f"\n{op}, N = {HIDDEN_SIZE}, bfloat16, rounding none\n")
-        print(
-            "| tokens | empty | twin | twin, same launch | hand-written | default | tuned | tuned/twin"
-            " | hand-written/twin | speed-up over hand-written | over default | noise |"
-        )
-        print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+        print(f"\n{op}, N = {HIDDEN_SIZE}, bfloat16, rounding none\n\n| {' | '.join(columns)} |")
+        print("|" + "---|" * len(columns))
         for tokens in TOKENS:
-            result = row(problem, tokens, entry.bucket(tokens).config)
-            rows.append(result)
-            us = result["us"]
-            noise = max(abs(us["tuned"] / us["tuned_again"] - 1), result["spread_us"]["tuned"] / us["tuned"] / 2)
-            figures = (us["empty"], us["twin"], us["twin_same_launch"], us["handwritten"], us["default"], us["tuned"])
-            shares = (us["twin"] / us["tuned"], us["twin"] / us["handwritten"])
-            gains = (us["handwritten"] / us["tuned"], us["default"] / us["tuned"])
-            cells = [*(f"{v:.2f}" for v in (*figures, *shares, *gains)), f"{100 * noise:.1f} %"]
-            print(f"| {tokens} | {' | '.join(cells)} |", flush=True)
+            line = Line(problem, device.target, tokens)
+            rows.append(row(line, entry.bucket(tokens).config, aiter, unfused))
+            print(f"| {' | '.join(cells(rows[-1]))} |", flush=True)
+    worst = max((share for result in rows for share in result["undefined_scales"].values()), default=0.0)
+    if worst:
+        print(f"\nAITER's scales are undefined here, and wrong, in up to {100 * worst:.0f} % of the blocks.")
     if json_file:
-        write_text_atomically(json_file, json.dumps({"device": device.name, "rows": rows}, indent=1) + "\n")
+        write_text_atomically(json_file, json.dumps({**facts, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

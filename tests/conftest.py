@@ -34,6 +34,7 @@ def _gpu_target() -> Target | None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files of rendered kernels anew")
     parser.addoption("--exhaustive", action="store_true", help="run the check of all 2^32 fp32 patterns, on a GPU")
+    parser.addoption("--aiter-root", type=Path, help="folder of an unpacked amd-aiter to compare with")
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ def entry(
         target="sm90",
         device=device,
         shape={"hidden_size": hidden_size},
+        variant="none",
         dtype="bfloat16",
         evidence="measured",
         template_hash=template_hash(family.template),

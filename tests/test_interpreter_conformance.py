@@ -11,7 +11,8 @@ import itertools
 import pytest
 import torch
 
-from tunegen.evaluate.conformance import Case, candidates, case_factors, pairwise
+from tunegen.evaluate.conformance import pairwise
+from tunegen.evaluate.conformance.rows import Case, candidates, case_factors
 from tunegen.evaluate.interpreter import UNITS, interpretable, substituted
 from tunegen.ops import Config, Problem, get_family
 from tunegen.ops.rmsnorm_mxfp4 import MAX_SEGMENTS, RMSNORM_MXFP4, format_cover, greedy_cover, split_choices
@@ -80,7 +81,7 @@ def variants(problem: Problem, target: Target) -> dict[str, Config]:
 
 def left_to_the_gpu(target: Target, case: Case, variant: str, config: Config) -> bool:
     """True for what would take the interpreter long and show little."""
-    if substituted(target) and variant not in SUBSTITUTED_INTERPRETED:
+    if substituted(case.problem, target, config) and variant not in SUBSTITUTED_INTERPRETED:
         return True
     context = RMSNORM_MXFP4.context(case.problem, target, config)
     tiles, _ = RMSNORM_MXFP4.grid(case.problem, config, case.num_tokens, units=UNITS)
@@ -128,7 +129,8 @@ def test_conversions_by_instruction_are_substituted() -> None:
     problem = Problem.of("dynamic_mxfp4_quant", {"hidden_size": 512})
     for name, expected in (("gfx950", True), ("sm100", True), ("gfx942", False), ("sm90", False)):
         target = get_target(name)
-        rendered = interpretable(problem, target, get_family(problem.op).default(problem, target))
-        assert substituted(target) is expected
+        config = get_family(problem.op).default(problem, target)
+        rendered = interpretable(problem, target, config)
+        assert substituted(problem, target, config) is expected
         assert rendered.target == name
         assert "def round_e2m1" in rendered.source

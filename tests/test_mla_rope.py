@@ -10,20 +10,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
-from test_mla_rope_kernel import DEEPSEEK, TARGETS, any_config, problems, render_kernel
+from test_mla_rope_kernel import DEEPSEEK, TARGETS, any_config, problems
 
 from tunegen.codegen.compile import compile_kernel
+from tunegen.codegen.render import render
 from tunegen.errors import ConfigError, ShapeError, UnknownNameError
 from tunegen.evaluate.conformance import pairwise
-from tunegen.evaluate.mla_rope_cases import OPS, WRITTEN, Case, candidates, case_factors, make_args, run_case
+from tunegen.evaluate.conformance.mla_rope import WRITTEN, Case, candidates, case_factors, make_args, run_case
 from tunegen.evaluate.truth.mla_rope import failures
 from tunegen.ops import Problem
 from tunegen.ops.mla_rope import FUNCTIONAL, INPLACE, MLA_ROPE
-from tunegen.runtime.families import OpInputError
+from tunegen.runtime.families import OPS, OpInputError
 from tunegen.runtime.families.mla_rope import Variant, _grid
 from tunegen.runtime.reference import mla_rope as reference
 from tunegen.targets import TARGETS as ALL_TARGETS
@@ -36,8 +36,7 @@ E4M3 = torch.float8_e4m3fn
 
 def inputs(op: str, variant: str, tokens: int = 6, sizes: dict[str, int] = SIZES) -> list[Any]:
     generator = torch.Generator().manual_seed(3)
-    # `variant` is these ops' own, not of every Op.
-    return list(OPS[op].inputs(sizes, tokens, torch.bfloat16, CPU, generator, variant=variant))  # type: ignore[call-arg]
+    return list(OPS[op].inputs(sizes, tokens, torch.bfloat16, CPU, generator, variant))
 
 
 # --- Variants ---
@@ -69,7 +68,7 @@ def test_inputs_are_of_their_variant(problem: Problem) -> None:
 
 
 def test_schemas_say_what_is_written() -> None:
-    for op in OPS.values():
+    for op in (OPS[FUNCTIONAL], OPS[INPLACE]):
         schema = torch._C.parse_schema(op.name + op.schema)
         written = tuple(i for i, a in enumerate(schema.arguments) if a.alias_info and a.alias_info.is_write)
         assert written == WRITTEN[op.name]
@@ -158,12 +157,11 @@ def test_values_are_checked_when_asked(op: str) -> None:
 
     def refused(index: int, change: Callable[[torch.Tensor], torch.Tensor], message: str) -> None:
         args = inputs(op, "none,fp8")
-        # `check_values` is these ops' own, not of every Op.
-        OPS[op].check_values(*args)  # type: ignore[attr-defined]
+        OPS[op].check_values(*args)
         args[index] = change(args[index].clone())
         OPS[op].check(*args)
         with pytest.raises(OpInputError, match=message):
-            OPS[op].check_values(*args)  # type: ignore[attr-defined]
+            OPS[op].check_values(*args)
 
     def put(at: int, value: int) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda x: x.index_fill(0, torch.tensor(at), value)
@@ -175,7 +173,7 @@ def test_values_are_checked_when_asked(op: str) -> None:
     refused(scale, lambda x: x * 0, "scale must be positive and finite; got 0.0")
     args = inputs(op, "none")
     args[slot] = torch.full_like(args[slot], -1)  # negative slots may be alike
-    OPS[op].check_values(*args)  # type: ignore[attr-defined]
+    OPS[op].check_values(*args)
 
 
 def test_outputs_have_the_promised_shapes_without_values() -> None:
@@ -273,10 +271,10 @@ def test_the_reference_conforms() -> None:
         if p.sizes["num_heads"] == 3
         for heads in (2, 5)
     ]
-    cases = pairwise(list(candidates(small, (0, 1, 3, 17))), case_factors)
+    cases = pairwise(candidates(small, (0, 1, 3, 17)), case_factors)
     for index, case in enumerate(cases):
-        fp8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)[index % 2]
-        assert run_case(reference_launch(case), case, CPU, fp8) == [], str(case)
+        fp8 = ("float8_e4m3fn", "float8_e4m3fnuz")[index % 2]
+        assert run_case(reference_launch(case), replace(case, fp8=fp8), CPU) == [], str(case)
 
 
 def test_a_uint8_cache_holds_the_fp8_of_the_device() -> None:
@@ -296,7 +294,7 @@ def test_a_uint8_cache_holds_the_fp8_of_the_device() -> None:
 def spoilt(op: str, variant: str, spoil: Callable[[list[Any], list[torch.Tensor]], None], **about: Any) -> list[str]:
     """What the judge says of the reference's results after they are spoilt."""
     case = replace(Case(Problem.of(op, SIZES, variant), 6, 6, 6, seed=5), **about)
-    args = list(make_args(case, CPU, E4M3))
+    args = list(make_args(case, CPU))
     before = [x.clone() if isinstance(x, torch.Tensor) else x for x in args]
     outputs = list(case.op.reference(*args))
     assert failures(case.problem, before, args, outputs) == []
@@ -346,7 +344,7 @@ def test_the_judge_tells_the_roundings_apart() -> None:
     for flags in ("", ",fp8,q_fp8"):
         for done, asked in itertools.permutations(("none", "act")):
             done_case = replace(case, problem=Problem(case.problem.op, case.problem.shape, done + flags))
-            args = list(make_args(done_case, CPU, E4M3))
+            args = list(make_args(done_case, CPU))
             before = [x.clone() if isinstance(x, torch.Tensor) else x for x in args]
             outputs = case.op.reference(*args)
             assert failures(done_case.problem, before, args, outputs) == []
@@ -430,7 +428,7 @@ def test_every_knob_matters_and_every_config_renders() -> None:
         for target in map(get_target, TARGETS):
             for _ in range(2):
                 config = any_config(problem, target, chooser)
-                source = render_kernel(problem, target, config).source
+                source = render(problem, target, config).source
                 compile(source, "kernel", "exec")
                 assert "{{" not in source
     problem, target = Problem.of(FUNCTIONAL, {"num_heads": 128, **DEEPSEEK}, "none,fp8"), get_target("gfx950")
@@ -438,8 +436,8 @@ def test_every_knob_matters_and_every_config_renders() -> None:
     bodies = set()
     for knob in MLA_ROPE.knobs(problem, target):
         changed = {**default, knob.name: next(c for c in knob.choices if c != default[knob.name])}
-        bodies.add(render_kernel(problem, target, changed).source.split("\nimport triton\n")[1])
-    bodies.add(render_kernel(problem, target, default).source.split("\nimport triton\n")[1])
+        bodies.add(render(problem, target, changed).source.split("\nimport triton\n")[1])
+    bodies.add(render(problem, target, default).source.split("\nimport triton\n")[1])
     assert len(bodies) == len(MLA_ROPE.knobs(problem, target)) + 1
 
 
@@ -451,7 +449,7 @@ def test_the_grid_is_the_families(op: str) -> None:
         problem, target = Problem.of(op, sizes, "act"), get_target("sm90")
         config = any_config(problem, target, chooser)
         constants: dict[str, Any] = {}
-        tail = render_kernel(problem, target, config).source.split("\nTOKENS = ")[1]
+        tail = render(problem, target, config).source.split("\nTOKENS = ")[1]
         exec("TOKENS = " + tail, constants)
         kernel: Any = SimpleNamespace(constants=constants)
         for tokens in (1, 7, 64):
@@ -507,9 +505,8 @@ def test_compiled_kernels_move_sixteen_bytes_and_share_nothing(
 ) -> None:
     """No value passes through shared memory or other lanes, nothing spills, copies are 16 bytes wide."""
     problem, where = Problem.of(op, {"num_heads": 128, **DEEPSEEK}, variant), get_target(arch)
-    rendered = render_kernel(problem, where, MLA_ROPE.resolve(problem, where, given))
-    with patch("tunegen.codegen.compile.get_family", lambda name: MLA_ROPE):
-        compiled = compile_kernel(rendered)
+    rendered = render(problem, where, MLA_ROPE.resolve(problem, where, given))
+    compiled = compile_kernel(rendered)
     assert compiled.resources.spills == 0
     assert compiled.resources.shared_memory == 0
     if where.backend == "hip":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import multiprocessing
 import os
@@ -13,17 +12,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 
-from tunegen.codegen.render import Rendered, render
-from tunegen.evaluate import interpreter as bf16_interpreter
+from tunegen.codegen.render import render
+from tunegen.evaluate import interpreter
 from tunegen.evaluate.conformance import pairwise
-from tunegen.evaluate.mla_rope_cases import WRITTEN, Case, candidates, case_factors, make_args, run_case
+from tunegen.evaluate.conformance.mla_rope import WRITTEN, Case, candidates, case_factors, make_args, run_case
 from tunegen.ops import Config, Problem
-from tunegen.ops.mla_rope import FP8_TYPES, FUNCTIONAL, INPLACE, MLA_ROPE
+from tunegen.ops.mla_rope import FUNCTIONAL, INPLACE, MLA_ROPE
 from tunegen.runtime.families.mla_rope import Variant
 from tunegen.runtime.kernel import load_kernel
 from tunegen.runtime.reference import mla_rope as reference
@@ -50,62 +48,15 @@ def left_to_the_gpu(case: Case) -> bool:
     return heads_of_tokens > MOST_HEADS_OF_TOKENS or (segmented and case.tokens > MOST_TOKENS_IN_SEGMENTS)
 
 
-def render_kernel(problem: Problem, target: Target, config: Config, twin: bool = False) -> Rendered:
-    """`render` for a family that is not in the registry."""
-    with patch("tunegen.codegen.render.get_family", lambda op: MLA_ROPE):
-        return render(problem, target, config, twin)
-
-
-def fp8_of(target: Target) -> torch.dtype:
-    return torch.float8_e4m3fnuz if target.name in FP8_TYPES else torch.float8_e4m3fn
-
-
 # --- In the interpreting processes ---
 
 
-@functools.cache
-def prepare() -> None:
-    """The interpreter's conversion to fp8 neither rounds to nearest even nor knows NaN, and it has no type for that
-    of gfx942; its fma is not fused.
-    """
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    bf16_interpreter._prepare_worker()
-    convert = interpreter._convert_float
-    fp8 = {tl.float8e4nv: torch.float8_e4m3fn, tl.float8e4b8: torch.float8_e4m3fnuz}
-
-    def convert_float(values: Any, source: Any, destination: Any, rounding_mode: Any) -> Any:
-        if destination in fp8:
-            return torch.from_numpy(values.copy()).to(fp8[destination]).view(torch.uint8).numpy()
-        return convert(values, source, destination, rounding_mode)
-
-    def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
-        exact = x.data.astype("float64") * y.data + z.data
-        return interpreter.TensorHandle(exact.astype("float32"), z.dtype.scalar)
-
-    patch = interpreter._patch_lang_core
-
-    def patch_core(language: Any, *scope: Any) -> None:
-        patch(language, *scope)
-        known = language.dtype.to_ir
-
-        def to_ir(self: Any, builder: Any) -> Any:
-            return builder.get_fp8e4b8_ty() if self.name == "fp8e4b8" else known(self, builder)
-
-        language.dtype.to_ir = to_ir
-
-    interpreter._patch_lang_core = patch_core
-    interpreter._convert_float = convert_float
-    interpreter.InterpreterBuilder.create_fma = create_fma
-
-
-def interpret(path: Path, case: Case, fp8: torch.dtype, twin: bool = False) -> list[str]:
+def interpret(path: Path, case: Case, twin: bool = False) -> list[str]:
     """What is wrong with a kernel on a case; also if it is not, to the bit, what the reference computes.
 
     Of a traffic twin, where it writes.
     """
-    prepare()
+    interpreter._prepare_worker()
     kernel = load_kernel(path)
     last: list[torch.Tensor] = []
 
@@ -113,9 +64,9 @@ def interpret(path: Path, case: Case, fp8: torch.dtype, twin: bool = False) -> l
         case.op.launch(kernel, 4, outputs, *args)
         last[:] = [*outputs, *(args[i].clone() for i in WRITTEN[case.op.name])]
 
-    found = run_case(launch, case, torch.device("cpu"), fp8, judge_values=not twin)
+    found = run_case(launch, case, torch.device("cpu"), judge_values=not twin)
     if case.tokens and not found and not twin and case.layout != "wide" and case.cache != "wide":
-        args = make_args(case, torch.device("cpu"), fp8)
+        args = make_args(case, torch.device("cpu"))
         right = [*(getattr(reference, case.op.name)(*args) or ()), *(args[i] for i in WRITTEN[case.op.name])]
         for i, (got, expected) in enumerate(zip(last, right, strict=True)):
             bits = [x.view(torch.uint8 if x.element_size() == 1 else torch.int16) for x in (got, expected)]
@@ -135,7 +86,7 @@ Work = tuple[Target, Case, Config]
 def pool(pytestconfig: pytest.Config) -> Iterator[ProcessPoolExecutor]:
     workers = 1 if hasattr(pytestconfig, "workerinput") else os.cpu_count() or 2
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=bf16_interpreter._start_worker) as executor:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=interpreter._start_worker) as executor:
         yield executor
 
 
@@ -146,7 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def failures(pool: ProcessPoolExecutor, folder: Path, work: list[Work]) -> list[str]:
     futures = [
-        pool.submit(interpret, render_kernel(case.problem, target, config).write(folder), case, fp8_of(target))
+        pool.submit(interpret, render(case.problem, target, config).write(folder), replace(case, fp8=target.fp8))
         for target, case, config in work
     ]
     return [
@@ -265,12 +216,12 @@ def test_a_wrong_kernel_is_found_out(name: str, pool: ProcessPoolExecutor, folde
     problem = Problem.of(FUNCTIONAL, SMALL, variant)
     case = replace(Case(problem, 9, 9, 9, layout="offset", seed=1), **about)  # type: ignore[arg-type]
     config = MLA_ROPE.resolve(problem, target, {"heads": 4})
-    rendered = render_kernel(problem, target, config)
+    rendered = render(problem, target, config)
     assert failures(pool, folder, [(target, case, config)]) == []
     wrong, count = re.subn(pattern, replacement, rendered.source)
     assert count, "the kernel has no such line any more"
     path = replace(rendered, source=wrong).write(folder)
-    assert pool.submit(interpret, path, case, fp8_of(target)).result() != []
+    assert pool.submit(interpret, path, case).result() != []
 
 
 @pytest.mark.parametrize(
@@ -288,12 +239,12 @@ def test_tokens_without_a_slot_are_left_in_place(
     problem = Problem.of(INPLACE, {**SMALL, "rope_dim": 64}, "act")
     case = Case(problem, 9, 9, 7, slots="negative", seed=1)
     config = MLA_ROPE.resolve(problem, target, {"heads": 4, "num_warps": 1})
-    rendered = render_kernel(problem, target, config)
+    rendered = render(problem, target, config)
     assert failures(pool, folder, [(target, case, config)]) == []
     wrong, count = re.subn(pattern, replacement, rendered.source)
     assert count, "the kernel has no such line any more"
     path = replace(rendered, source=wrong).write(folder)
-    assert pool.submit(interpret, path, case, fp8_of(target)).result() != []
+    assert pool.submit(interpret, path, case).result() != []
 
 
 @pytest.mark.parametrize("op", [FUNCTIONAL, INPLACE])
@@ -308,5 +259,5 @@ def test_twins_write_what_kernels_write(
         problem = Problem.of(op, sizes, str(Variant.parse("none" + variant)))
         case = Case(problem, 5, 7, 6, slots="negative", cache="gaps" if flags else "flat", layout="contiguous")
         for config in MLA_ROPE.twin_configs(problem, target)[::5]:
-            path = render_kernel(problem, target, config, twin=True).write(folder)
-            assert pool.submit(interpret, path, case, torch.float8_e4m3fn, True).result() == []
+            path = render(problem, target, config, twin=True).write(folder)
+            assert pool.submit(interpret, path, case, True).result() == []

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunegen.errors import ConfigError
+from tunegen.errors import ConfigError, ShapeError
 from tunegen.models import MODELS, get_model, heads_of_rank, problems_of
-from tunegen.ops import OP_NAMES, Problem, config_key, get_family
-from tunegen.ops.rmsnorm_mxfp4 import format_cover, greedy_cover, parse_cover
+from tunegen.ops import FAMILIES, Problem, config_key, get_family
+from tunegen.ops.rmsnorm_mxfp4 import RMSNORM_MXFP4, format_cover, greedy_cover, parse_cover
 from tunegen.targets import TARGETS, get_target
 
 HIDDEN_SIZES = st.integers(1, 512).map(lambda blocks: 32 * blocks)
@@ -33,7 +33,7 @@ def test_malformed_cover(text: str) -> None:
 @given(HIDDEN_SIZES)
 def test_default_is_valid_everywhere(hidden_size: int) -> None:
     for target in TARGETS.values():
-        for op in OP_NAMES:
+        for op in RMSNORM_MXFP4.ops:
             family = get_family(op)
             problem = Problem.of(op, {"hidden_size": hidden_size})
             config = family.default(problem, target)
@@ -58,7 +58,7 @@ def test_default_rule_on_known_shapes() -> None:
 @pytest.mark.parametrize("name", ["gfx950", "sm90"])
 @pytest.mark.parametrize("hidden_size", [7168, 1536, 512])
 def test_space_is_distinct_valid_and_holds_the_default(name: str, hidden_size: int) -> None:
-    for op in OP_NAMES:
+    for op in RMSNORM_MXFP4.ops:
         family, gpu = get_family(op), get_target(name)
         problem = Problem.of(op, {"hidden_size": hidden_size})
         space = list(family.space(problem, gpu))
@@ -106,4 +106,23 @@ def test_models() -> None:
         512,
     ]
     assert heads_of_rank(MODELS["deepseek-r1"], 8) == 16
-    assert len(problems_of(get_model("deepseek-v2-lite"))) == 2 * len(OP_NAMES)
+    assert len(problems_of(get_model("deepseek-v2-lite"), list(RMSNORM_MXFP4.ops))) == 2 * len(RMSNORM_MXFP4.ops)
+    rank = problems_of(get_model("deepseek-r1"), ["mla_rope_cache", "mla_rope_cache_"], tensor_parallel=8)
+    assert {p.sizes["num_heads"] for p in rank} == {16}
+    assert [p.rounding for p in rank] == ["none", "none,fp8", "none,fp8,q_fp8", "act", "act,fp8"]
+    with pytest.raises(ShapeError, match="must divide the 128 heads"):
+        problems_of(get_model("deepseek-r1"), tensor_parallel=3)
+
+
+def test_every_tuned_variant_serves_itself_and_all_variants_are_served() -> None:
+    for family in FAMILIES:
+        for op in family.ops:
+            sizes = dict.fromkeys(family.sizes, 64)
+            served = [
+                problem.rounding
+                for variant in family.tuned_variants(op)
+                for problem in family.served(Problem.of(op, sizes, variant))
+            ]
+            assert set(family.tuned_variants(op)) <= set(served)
+            assert len(served) == len(set(served))
+    assert len(served) == 8  # of mla_rope_cache_: rounding, pairing, cache dtype

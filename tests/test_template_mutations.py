@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tunegen.codegen.render import Rendered
-from tunegen.evaluate.conformance import Case, fewest_lanes_per_row, matrix
+from tunegen.evaluate.conformance import fewest_lanes_per_row
+from tunegen.evaluate.conformance.rows import Case, matrix
 from tunegen.evaluate.interpreter import Interpreter, interpretable
 from tunegen.files import write_text_atomically
 from tunegen.ops import Config, Problem, get_family

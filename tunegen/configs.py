@@ -1,6 +1,6 @@
 """tuned_configs files: winners as data, with their evidence.
 
-``tuned_configs/<target>/<op>.json`` holds a list of entries, one for each device, shape and activation dtype.
+``tuned_configs/<target>/<op>.json`` holds a list of entries, one for each device, shape, variant and activation dtype.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class TunedEntry:
         target: Target name.
         device: Which device it is for.
         shape: Sizes.
+        variant: The op's variant it was tuned with; it serves others too: see `Family.served`.
         dtype: Activation dtype it was tuned with; it serves the others too.
         evidence: ``"measured"`` or ``"predicted"``.
         template_hash: Hash of the template it was made from.
@@ -61,6 +62,7 @@ class TunedEntry:
     target: str
     device: DeviceKey
     shape: dict[str, int]
+    variant: str
     dtype: str
     evidence: str
     template_hash: str
@@ -71,7 +73,7 @@ class TunedEntry:
     @property
     def problem(self) -> Problem:
         """The problem this entry solves."""
-        return Problem.of(self.op, self.shape)
+        return Problem.of(self.op, self.shape, self.variant)
 
     @property
     def stale(self) -> bool:
@@ -80,8 +82,8 @@ class TunedEntry:
 
     def replaces(self, other: TunedEntry) -> bool:
         """True if this entry takes the place of ``other`` in a file."""
-        same = (self.op, self.target, self.shape, self.dtype) == (other.op, other.target, other.shape, other.dtype)
-        return same and self.device.matches(other.device)
+        mine = (self.problem, self.target, self.dtype)
+        return mine == (other.problem, other.target, other.dtype) and self.device.matches(other.device)
 
     def bucket(self, num_tokens: int) -> TunedBucket:
         """The bucket that serves a token count."""
@@ -104,6 +106,7 @@ def _entry_from(data: dict[str, Any], op: str, target: str) -> TunedEntry:
         target=target,
         device=DeviceKey(**data["device"]),
         shape=data["shape"],
+        variant=data["variant"],
         dtype=data["dtype"],
         evidence=data["evidence"],
         template_hash=data["template_hash"],
@@ -182,13 +185,14 @@ def _plain(entry: TunedEntry) -> dict[str, Any]:
 
 
 def _order(entry: TunedEntry) -> tuple[Any, ...]:
-    return (entry.device.arch, entry.device.units, entry.device.memory_gib, sorted(entry.shape.items()), entry.dtype)
+    device = (entry.device.arch, entry.device.units, entry.device.memory_gib)
+    return (*device, sorted(entry.shape.items()), entry.variant, entry.dtype)
 
 
 def save_entries(root: Path, entries: list[TunedEntry]) -> list[Path]:
     """Merges entries into the files under ``root`` and returns the paths written.
 
-    An entry replaces the one of the same op, target, device, shape and dtype; all others stay.
+    An entry replaces the one of the same op, target, device, shape, variant and dtype; all others stay.
     """
     written = []
     for op, target in sorted({(entry.op, entry.target) for entry in entries}):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from tunegen.errors import ShapeError, UnknownNameError
-from tunegen.ops import FAMILIES, Problem
+from tunegen.ops import OP_NAMES, Problem, get_family
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Model:
         q_lora_rank: Width of the compressed query, normalised by q_a_layernorm; 0 if there is none.
         kv_lora_rank: Width of the compressed key/value, normalised by kv_a_layernorm.
         num_heads: Query heads.
+        rope_dim: The part of a head's width that is rotated (qk_rope_head_dim).
     """
 
     name: str
@@ -25,6 +27,7 @@ class Model:
     q_lora_rank: int
     kv_lora_rank: int
     num_heads: int
+    rope_dim: int = 64
 
     @property
     def norm_sizes(self) -> list[int]:
@@ -60,12 +63,28 @@ def heads_of_rank(model: Model, tensor_parallel: int) -> int:
     return model.num_heads // tensor_parallel
 
 
-def problems_of(model: Model, ops: list[str] | None = None) -> list[Problem]:
-    """Every problem of a model, op by op, the widest first."""
+def problems_of(model: Model, ops: list[str] | None = None, tensor_parallel: int = 1) -> list[Problem]:
+    """Every problem of one rank of a model, op by op, the widest first.
+
+    Raises:
+        ShapeError: The heads cannot be split evenly.
+    """
+    sizes: dict[str, list[int]] = {
+        "hidden_size": model.norm_sizes,
+        "kv_lora_rank": [model.kv_lora_rank],
+        "num_heads": [heads_of_rank(model, tensor_parallel)],
+        "rope_dim": [model.rope_dim],
+    }
+    return [problem for op in OP_NAMES if ops is None or op in ops for problem in problems_with(op, sizes)]
+
+
+def problems_with(op: str, sizes: dict[str, list[int]]) -> list[Problem]:
+    """An op's problems at all combinations of the sizes that it has; none if one is missing."""
+    family = get_family(op)
+    if any(name not in sizes for name in family.sizes):
+        return []
     return [
-        Problem.of(op, {"hidden_size": size})
-        for family in FAMILIES
-        for op in family.ops
-        if ops is None or op in ops
-        for size in model.norm_sizes
+        Problem.of(op, dict(zip(family.sizes, values, strict=True)), variant)
+        for values in itertools.product(*(sizes[name] for name in family.sizes))
+        for variant in family.tuned_variants(op)
     ]

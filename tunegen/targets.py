@@ -27,6 +27,7 @@ class Target:
         shared_memory_of_program: Bytes of it that one program may have.
         default_elements_per_lane: The default config gives a lane about this many elements of a row.
         fp4_conversion: The form of the conversion to E2M1; see templates/lib/mxfp4.jinja.
+        fp8: Dtype that its instructions have for e4m3: OCP's, or the one without negative zero and of half the range.
         device: The device that predictions are made for.
         device_name: Its marketing name, for people.
         measurable: False for targets that kernels are compiled for and nothing more.
@@ -45,6 +46,7 @@ class Target:
     shared_memory_of_program: int
     default_elements_per_lane: int
     fp4_conversion: str
+    fp8: Literal["float8_e4m3fn", "float8_e4m3fnuz"]
     device: DeviceKey
     device_name: str
     measurable: bool = True
@@ -68,6 +70,7 @@ TARGETS: dict[str, Target] = {
             shared_memory_of_program=160 * 1024,
             default_elements_per_lane=32,
             fp4_conversion="cvt_scalef32",
+            fp8="float8_e4m3fn",
             device=DeviceKey("gfx950", 256, 288),
             device_name="AMD Instinct MI350X",
         ),
@@ -86,6 +89,7 @@ TARGETS: dict[str, Target] = {
             shared_memory_of_program=64 * 1024,
             default_elements_per_lane=32,
             fp4_conversion="saturate",
+            fp8="float8_e4m3fnuz",
             device=DeviceKey("gfx942", 304, 192),
             device_name="AMD Instinct MI300X",
         ),
@@ -104,6 +108,7 @@ TARGETS: dict[str, Target] = {
             shared_memory_of_program=227 * 1024,
             default_elements_per_lane=64,
             fp4_conversion="saturate",
+            fp8="float8_e4m3fn",
             device=DeviceKey("sm90", 132, 79),
             device_name="NVIDIA H100 80GB HBM3",
         ),
@@ -121,6 +126,7 @@ TARGETS: dict[str, Target] = {
             shared_memory_of_program=227 * 1024,
             default_elements_per_lane=64,
             fp4_conversion="cvt_e2m1x2",
+            fp8="float8_e4m3fn",
             device=DeviceKey("sm100", 148, 179),
             device_name="NVIDIA B200",
             measurable=False,

@@ -10,7 +10,8 @@ from tunegen.codegen.compile import Compiled, compile_kernel
 from tunegen.codegen.render import render
 from tunegen.codegen.resources import disassemble
 from tunegen.errors import CompileError
-from tunegen.ops import OP_NAMES, Config, Problem, get_family
+from tunegen.ops import Config, Problem, get_family
+from tunegen.ops.rmsnorm_mxfp4 import RMSNORM_MXFP4
 from tunegen.targets import TARGETS, get_target
 
 
@@ -21,7 +22,7 @@ def compiled(op: str, hidden_size: int, target: str, config: Config, rounding: s
 
 
 @pytest.mark.parametrize("name", list(TARGETS))
-@pytest.mark.parametrize("op", OP_NAMES)
+@pytest.mark.parametrize("op", RMSNORM_MXFP4.ops)
 def test_default_config_compiles_without_spills(op: str, name: str) -> None:
     resources = compiled(op, 7168, name, {}).resources
     assert resources.spills == 0
@@ -33,7 +34,7 @@ def test_default_config_compiles_without_spills(op: str, name: str) -> None:
 
 def test_twins_compile() -> None:
     for target in TARGETS.values():
-        for op in OP_NAMES:
+        for op in RMSNORM_MXFP4.ops:
             problem = Problem.of(op, {"hidden_size": 1536})
             for config in get_family(op).twin_configs(problem, target)[:2]:
                 assert compile_kernel(render(problem, target, config, twin=True)).resources.spills == 0

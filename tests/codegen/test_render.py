@@ -10,7 +10,8 @@ import pytest
 
 from tunegen.codegen.render import render, template_hash
 from tunegen.errors import ConfigError, ShapeError, UnknownNameError
-from tunegen.ops import OP_NAMES, Config, Problem, get_family
+from tunegen.ops import Config, Problem, get_family
+from tunegen.ops.rmsnorm_mxfp4 import RMSNORM_MXFP4
 from tunegen.targets import TARGETS, get_target
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -55,7 +56,7 @@ def test_golden(
 def some_sources() -> list[str]:
     sources = []
     for target in TARGETS.values():
-        for op in OP_NAMES:
+        for op in RMSNORM_MXFP4.ops:
             for hidden_size, rounding in ((7168, "none"), (96, "sum_norm_output"), (1536, "output"), (16384, "none")):
                 problem = Problem.of(op, {"hidden_size": hidden_size}, rounding)
                 family = get_family(op)
@@ -94,7 +95,7 @@ def test_the_cover_is_exact_and_unmasked() -> None:
     assert "mask" not in kernel
 
 
-@pytest.mark.parametrize("op", OP_NAMES)
+@pytest.mark.parametrize("op", RMSNORM_MXFP4.ops)
 def test_contraction_is_set_explicitly(op: str) -> None:
     assert '"enable_fp_fusion": False' in rendered(op, 512, "none", "gfx950", {})
 

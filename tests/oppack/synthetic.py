@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tunegen.codegen.render import template_hash
 from tunegen.configs import TunedBucket, TunedEntry
-from tunegen.ops import OP_NAMES, Problem, get_family
+from tunegen.ops import Problem, get_family
+from tunegen.ops.rmsnorm_mxfp4 import RMSNORM_MXFP4
 from tunegen.runtime.device import DeviceKey
 from tunegen.targets import Target, get_target
 
@@ -27,6 +28,7 @@ def make_entry(
         target=target.name,
         device=device or target.device,
         shape={"hidden_size": hidden_size},
+        variant="none",
         dtype="bfloat16",
         evidence=evidence,
         template_hash=template_hash(family.template),
@@ -45,7 +47,7 @@ def make_entries(
     """An entry for every op, hidden size and target."""
     return [
         make_entry(op, hidden_size, get_target(target), device, evidence)
-        for op in OP_NAMES
+        for op in RMSNORM_MXFP4.ops
         for hidden_size in HIDDEN_SIZES
         for target in targets
     ]

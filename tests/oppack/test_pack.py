@@ -16,9 +16,11 @@ import pytest
 import torch
 from synthetic import make_entries, make_entry
 
-from tunegen.evaluate.conformance import Arguments, Outputs, fewest_lanes_per_row, matrix, run_case
+from tunegen.evaluate.conformance import Arguments, Outputs, fewest_lanes_per_row, run_case
+from tunegen.evaluate.conformance.rows import matrix
 from tunegen.oppack import EmittedPack, emit_pack
-from tunegen.ops import OP_NAMES, Problem
+from tunegen.ops import Problem
+from tunegen.ops.rmsnorm_mxfp4 import RMSNORM_MXFP4
 from tunegen.runtime import dispatch
 from tunegen.runtime.api import Pack
 from tunegen.runtime.device import DeviceKey
@@ -55,7 +57,7 @@ def manifest(emitted: EmittedPack) -> Manifest:
 def inside(emitted: EmittedPack, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Results of inside_pack.py by check."""
     calls = []
-    for op in OPS.values():
+    for op in (OPS[name] for name in RMSNORM_MXFP4.ops):
         for hidden_size in (512, 96, 64):  # 64: not in the pack
             for tokens in (1, 33):
                 generator = torch.Generator().manual_seed(tokens)
@@ -97,7 +99,7 @@ def make_manifest(manifest: Manifest, *devices: tuple[DeviceKey, str]) -> Manife
 
 
 def match(table: Table, device: DeviceKey) -> tuple[Entry | None, str]:
-    found = table.match(NORM, {"hidden_size": 512}, device)
+    found = table.match(NORM, {"hidden_size": 512}, "none", device)
     return found.entry, found.miss
 
 
@@ -123,8 +125,8 @@ def test_nearest_device_serves(manifest: Manifest) -> None:
     entry, miss = match(table, B200)
     assert entry is None
     assert "the reference" in miss
-    assert table.match(NORM, {"hidden_size": 544}, H100).entry is None
-    assert table.match(NORM_ADD, {"hidden_size": 512}, H100).entry is None
+    assert table.match(NORM, {"hidden_size": 544}, "none", H100).entry is None
+    assert table.match(NORM_ADD, {"hidden_size": 512}, "none", H100).entry is None
 
 
 def test_measured_goes_before_predicted(manifest: Manifest) -> None:
@@ -263,7 +265,7 @@ def inputs(op: str, tokens: int, rounding: str = "none", hidden_size: int = 512,
 
 
 @needs_gpu
-@pytest.mark.parametrize("op", OP_NAMES)
+@pytest.mark.parametrize("op", RMSNORM_MXFP4.ops)
 @pytest.mark.parametrize("hidden_size", [512, 96])
 def test_gpu_conforms_at_unseen_token_counts(gpu_pack: ModuleType, op: str, hidden_size: int) -> None:
     def launch(outputs: Outputs, args: Arguments) -> None:
@@ -281,7 +283,7 @@ def test_gpu_conforms_at_unseen_token_counts(gpu_pack: ModuleType, op: str, hidd
 
 
 @needs_gpu
-@pytest.mark.parametrize("op", OP_NAMES)
+@pytest.mark.parametrize("op", RMSNORM_MXFP4.ops)
 def test_gpu_graph_capture(gpu_pack: ModuleType, op: str) -> None:
     gpu_pack.warmup()
     static, fresh = inputs(op, 17, seed=1), inputs(op, 17, seed=2)
@@ -314,7 +316,7 @@ def test_gpu_nothing_is_compiled_after_warmup(tmp_path: Path) -> None:
     # loads bfloat16 in words or not.
     warmed = pack.warmup(dtypes=(torch.bfloat16, torch.float16))
     assert compiled() == warmed.kernels == len(files) * 2 + len(files) // 3 * 3
-    for op in OP_NAMES:
+    for op in RMSNORM_MXFP4.ops:
         for rounding in ROUNDINGS:
             for tokens in (1, 2, 5, 17, 100):
                 for dtype in (torch.bfloat16, torch.float16):
@@ -342,7 +344,7 @@ def test_gpu_unknown_shape_takes_the_reference(gpu_pack: ModuleType) -> None:
 
 
 @needs_gpu
-@pytest.mark.parametrize("op", OP_NAMES)
+@pytest.mark.parametrize("op", RMSNORM_MXFP4.ops)
 def test_gpu_opcheck(gpu_pack: ModuleType, op: str) -> None:
     torch.library.opcheck(getattr(torch.ops.tunegen_gpu_ops, op).default, inputs(op, 17))
 

@@ -62,10 +62,11 @@ def compare(entry: TunedEntry, token_counts: list[int]) -> list[Comparison]:
                 kernel = load_kernel(render(problem, target, config, twin=twin).write(folder))
                 return Replay(workload.launch(kernel), sets=len(workload.inputs))
 
-            twins = [replay(config, twin=True) for config in family.twin_configs(problem, target)]
+            tuned = entry.bucket(tokens).config
+            launches = [*family.twin_configs(problem, target), family.default(problem, target), tuned]
+            twins = [replay(config, twin=True) for config in launches]
             looks = time_interleaved(twins, LOOKS)
             twin = min(zip(looks, twins, strict=True), key=lambda look: look[0].median)[1]
-            tuned = entry.bucket(tokens).config
             graphs = [empty, twin, replay(family.default(problem, target)), replay(tuned), replay(tuned)]
             nothing, moved, usual, best, again = time_interleaved(graphs, ROUNDS)
             rows.append(Comparison(tokens, workload.bytes / 2**30, nothing, moved, usual, best, again, tuned))

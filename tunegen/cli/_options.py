@@ -35,25 +35,53 @@ def plain_console() -> Console:
     return console if console.is_terminal else Console(width=LOG_WIDTH)
 
 
+# What sizes are unless they are given; those that are not here have to be.
+USUAL_SIZES = {"kv_lora_rank": 512, "rope_dim": 64}
+SIZE_HELP = {
+    "hidden_size": "Width of a normalised row",
+    "num_heads": "Query heads of a rank",
+    "kv_lora_rank": "Width of the compressed key/value",
+    "rope_dim": "Rotated part of a head",
+}
+
+
+def size_options(function: Function) -> Function:
+    """An option for each size that ops have; the function gets them by name, as tuples."""
+    for name, meaning in reversed(SIZE_HELP.items()):
+        usual = f" Default: {USUAL_SIZES[name]}." if name in USUAL_SIZES else ""
+        help_text = f"{meaning}; may be repeated.{usual}"
+        function = click.option(f"--{name.replace('_', '-')}", name, type=int, multiple=True, help=help_text)(function)
+    return function
+
+
 def shape_options(function: Function) -> Function:
-    """--model, --op and --hidden-size: which problems."""
-    function = click.option(
-        "--hidden-size", "hidden_sizes", type=int, multiple=True, help="A hidden size by hand; may be repeated."
-    )(function)
+    """--model, --tp, --op and the sizes: which problems."""
+    function = size_options(function)
     function = click.option("--op", "ops", multiple=True, help="An op; may be repeated. Default: all.")(function)
+    function = click.option(
+        "--tp", type=int, default=1, show_default=True, help="Ranks that the model's heads are divided among."
+    )(function)
     return click.option("--model", help="A model preset; see `tunegen models`.")(function)
 
 
-def chosen_problems(model: str | None, ops: Iterable[str], hidden_sizes: Iterable[int]) -> list[Problem]:
-    """The problems that --model, --op and --hidden-size name; raises UsageError if they name none."""
-    from tunegen.models import get_model, problems_of
-    from tunegen.ops import OP_NAMES, Problem, get_family
+def chosen_problems(model: str | None, tp: int, ops: Iterable[str], **sizes: tuple[int, ...]) -> list[Problem]:
+    """The problems that --model, --tp, --op and the sizes name; raises UsageError if they name none."""
+    from tunegen.models import get_model, problems_of, problems_with
+    from tunegen.ops import OP_NAMES, get_family
 
-    names = [op for op in ops if get_family(op)] or list(OP_NAMES)
-    problems = problems_of(get_model(model), names) if model else []
-    problems += [Problem.of(op, {"hidden_size": size}) for op in names for size in hidden_sizes]
+    asked = [op for op in ops if get_family(op)]
+    names = asked or list(OP_NAMES)
+    problems = problems_of(get_model(model), names, tp) if model else []
+    given = {name: list(values) for name, values in sizes.items() if values}
+    every = {**{name: [size] for name, size in USUAL_SIZES.items()}, **given}
+    for op in names:
+        made = problems_with(op, every) if given else []
+        if asked and not made and not model:
+            missing = ", ".join(f"--{name.replace('_', '-')}" for name in get_family(op).sizes if name not in every)
+            raise UsageError(f"Say what for: {op} needs {missing}, or --model NAME (see `tunegen models`).")
+        problems += made
     if not problems:
-        raise UsageError("Say what for: --model NAME (see `tunegen models`) or --hidden-size N.")
+        raise UsageError("Say what for: --model NAME (see `tunegen models`), --hidden-size N or --num-heads N.")
     for problem in problems:
         get_family(problem.op).check_shape(problem)
     return list(dict.fromkeys(problems))

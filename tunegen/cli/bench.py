@@ -22,11 +22,12 @@ DEFAULT_TOKENS = "1,64,256,1024,4096,16384"
 )
 def bench(
     model: str | None,
+    tp: int,
     ops: tuple[str, ...],
-    hidden_sizes: tuple[int, ...],
     tokens: str,
     configs: Path | None,
     json_file: Path | None,
+    **sizes: tuple[int, ...],
 ) -> None:
     """Time tuned kernels, default kernels and the traffic twin on the GPU here, interleaved."""
     from rich.table import Table
@@ -37,7 +38,7 @@ def bench(
     from tunegen.files import write_text_atomically
     from tunegen.targets import present_device
 
-    problems = chosen_problems(model, ops, hidden_sizes)
+    problems = chosen_problems(model, tp, ops, **sizes)
     counts = parse_tokens(tokens)
     device = present_device()
     if device is None:
@@ -64,7 +65,7 @@ def bench(
             "GB/s",
             "noise",
         )
-        table = Table(*columns, title=f"{entry.problem}, {entry.dtype}, rounding none, evidence {entry.evidence}")
+        table = Table(*columns, title=f"{entry.problem}, {entry.dtype}, evidence {entry.evidence}")
         for row in compare(entry, counts):
             tuned = row.tuned.median
             table.add_row(
@@ -76,7 +77,16 @@ def bench(
                 f"{100 * row.noise:.1f} %",
             )
             times = {name: getattr(row, name).median for name in ("empty", "twin", "default", "tuned", "again")}
-            results.append({"op": entry.op, **entry.shape, "tokens": row.tokens, **times, "config": row.config})
+            results.append(
+                {
+                    "op": entry.op,
+                    **entry.shape,
+                    "variant": entry.variant,
+                    "tokens": row.tokens,
+                    **times,
+                    "config": row.config,
+                }
+            )
         console.print(table)
     if json_file:
         about = {"device": device.name, "policy": POLICY, "copy_gbs": bandwidth / 1e9, "results": results}

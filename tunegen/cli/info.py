@@ -16,9 +16,9 @@ def models() -> None:
 
     from tunegen.models import MODELS
 
-    table = Table("model", "hidden size", "q_lora_rank", "kv_lora_rank", "heads")
+    table = Table("model", "hidden size", "q_lora_rank", "kv_lora_rank", "rope dim", "heads")
     for model in MODELS.values():
-        sizes = (model.hidden_size, model.q_lora_rank or "-", model.kv_lora_rank, model.num_heads)
+        sizes = (model.hidden_size, model.q_lora_rank or "-", model.kv_lora_rank, model.rope_dim, model.num_heads)
         table.add_row(model.name, *map(str, sizes))
     plain_console().print(table)
 
@@ -29,7 +29,8 @@ def ops() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from tunegen.ops import FAMILIES, Problem
+    from tunegen.models import get_model, problems_of
+    from tunegen.ops import FAMILIES
     from tunegen.runtime.families import OPS
     from tunegen.targets import get_target
 
@@ -38,8 +39,9 @@ def ops() -> None:
         console.print(f"[bold]{family.name}[/bold] (templates/{family.template})")
         for op in family.ops:
             console.print(f"  {op}{escape(OPS[op].schema)}")
-        table = Table("config key", "meaning", "choices at hidden size 7168 on gfx950")
-        for knob in family.knobs(Problem.of(family.ops[0], {"hidden_size": 7168}), get_target("gfx950")):
+        problem = problems_of(get_model("deepseek-r1"), [family.ops[0]])[0]
+        table = Table("config key", "meaning", f"choices of {problem} on gfx950")
+        for knob in family.knobs(problem, get_target("gfx950")):
             table.add_row(knob.name, knob.meaning, ", ".join(map(str, knob.choices)))
         console.print(table)
 

@@ -47,8 +47,8 @@ PREDICTED_TRIALS = 40
 )
 def tune(
     model: str | None,
+    tp: int,
     ops: tuple[str, ...],
-    hidden_sizes: tuple[int, ...],
     target: str,
     evidence: str,
     tokens: str | None,
@@ -56,6 +56,7 @@ def tune(
     seed: int,
     storage: str,
     out: Path,
+    **sizes: tuple[int, ...],
 ) -> None:
     """Search the best config for every op and shape, and write the winners to tuned_configs files."""
     from tunegen.cli._progress import progress
@@ -68,7 +69,7 @@ def tune(
     from tunegen.search.tune import tune as run
     from tunegen.targets import present_device
 
-    problems = chosen_problems(model, ops, hidden_sizes)
+    problems = chosen_problems(model, tp, ops, **sizes)
     gpu = auto_target(target)
     counts = parse_tokens(tokens) if tokens else list(DEFAULT_TOKENS)
     device = present_device() if target == "auto" or evidence != "predicted" else None

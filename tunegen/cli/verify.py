@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from tunegen.cli._options import OUT_HELP, configs_folder, plain_console
+from tunegen.cli._options import OUT_HELP, configs_folder, plain_console, size_options
 from tunegen.errors import UsageError
 
 SHOWN_FAILURES = 5
@@ -21,15 +21,17 @@ SHOWN_FAILURES = 5
     "--target", "targets", multiple=True, help="Only this target; may be repeated. Default: the GPU here, or all."
 )
 @click.option("--op", "ops", multiple=True, help="Only this op; may be repeated.")
-@click.option("--hidden-size", "hidden_sizes", type=int, multiple=True, help="Only this size; may be repeated.")
+@size_options
 def verify(
     pack: str | None,
     configs: Path | None,
     targets: tuple[str, ...],
     ops: tuple[str, ...],
-    hidden_sizes: tuple[int, ...],
+    **sizes: tuple[int, ...],
 ) -> None:
     """Check kernels against the numerics contract; exit status 1 if anything fails.
+
+    --op and the sizes leave others out.
 
     They run on the GPU here if it is their target, otherwise in Triton's interpreter, which cannot run inline
     assembly or intrinsics: the table says where a software conversion stood in for an instruction.
@@ -60,7 +62,7 @@ def verify(
         for subject in subjects
         if (not names or subject.target.name in names)
         and (not wanted or subject.problem.op in wanted)
-        and (not hidden_sizes or subject.problem.sizes.get("hidden_size") in hidden_sizes)
+        and all(subject.problem.sizes.get(name) in values for name, values in sizes.items() if values)
     ]
     if not subjects:
         raise UsageError(
@@ -73,17 +75,16 @@ def verify(
             rows.append(row)
             if not console.is_terminal:
                 state = f"{len(row.failures)} FAILED" if row.failures else "ok"
-                console.print(f"{row.op} {row.shape} {row.target}: {row.calls} calls, {state}", highlight=False)
-    table = Table("op", "shape", "target", "run in", "configs", "calls", "failed", title="numerics contract")
+                console.print(f"{row.problem} {row.target}: {row.calls} calls, {state}", highlight=False)
+    table = Table("problem", "target", "run in", "configs", "calls", "failed", title="numerics contract")
     for row in rows:
-        shape = ", ".join(f"{name} {size}" for name, size in row.shape.items())
         colour = "red" if row.failures else "green"
         counts = (str(row.kernels or "-"), str(row.calls), f"[{colour}]{len(row.failures)}[/{colour}]")
-        table.add_row(row.op, shape, row.target, row.where, *counts)
+        table.add_row(str(row.problem), row.target, row.where, *counts)
     console.print(table)
     for row in rows:
         for failure in row.failures[:SHOWN_FAILURES]:
-            console.print(f"[red]FAILED[/red] {row.op} {row.shape} on {row.target}: {failure}", soft_wrap=True)
+            console.print(f"[red]FAILED[/red] {row.problem} on {row.target}: {failure}", soft_wrap=True)
     if any("software conversion" in row.where for row in rows):
         console.print(
             "Not executed: conversions to FP4 by an instruction (gfx950, sm100); a software conversion stood in."

@@ -32,12 +32,12 @@ SOFTWARE_CONVERSION = "saturate"
 UNITS = 4
 
 
-def substituted(target: Target) -> bool:
-    """True if the target converts to FP4 by an instruction, which the interpreter cannot run.
+def substituted(problem: Problem, target: Target, config: Config) -> bool:
+    """True if the kernel converts to FP4 by the target's instruction, which the interpreter cannot run.
 
     `interpretable` then renders another conversion: what passes shows everything but the conversion.
     """
-    return target.fp4_conversion != SOFTWARE_CONVERSION
+    return render(problem, target, config).source != interpretable(problem, target, config).source
 
 
 def interpretable(problem: Problem, target: Target, config: Config) -> Rendered:
@@ -110,6 +110,8 @@ def _prepare_worker() -> None:
     # NaN and Inf among the inputs are on purpose.
     np.seterr(all="ignore")
     _round_bfloat16_to_nearest(interpreter, tl)
+    _convert_to_fp8(interpreter, tl)
+    _fuse_multiply_and_add(interpreter)
     _loop_over_tensors(interpreter)
     _skip_repeated_work(interpreter)
 
@@ -134,6 +136,42 @@ def _round_bfloat16_to_nearest(interpreter: Any, tl: Any) -> None:
         return convert(values, source, destination, rounding_mode)
 
     interpreter._convert_float = convert_float
+
+
+def _convert_to_fp8(interpreter: Any, tl: Any) -> None:
+    """Replaces the interpreter's conversions to e4m3 by PyTorch's.
+
+    Its own neither round to nearest even nor know NaN, and it has no type for that of gfx942.
+    """
+    dtypes = {tl.float8e4nv: torch.float8_e4m3fn, tl.float8e4b8: torch.float8_e4m3fnuz}
+    convert, patch = interpreter._convert_float, interpreter._patch_lang_core
+
+    def convert_float(values: Any, source: Any, destination: Any, rounding_mode: Any) -> Any:
+        if destination in dtypes:
+            return torch.from_numpy(values.copy()).to(dtypes[destination]).view(torch.uint8).numpy()
+        return convert(values, source, destination, rounding_mode)
+
+    def patch_core(language: Any, *scope: Any) -> None:
+        patch(language, *scope)
+        known = language.dtype.to_ir
+
+        def to_ir(self: Any, builder: Any) -> Any:
+            return builder.get_fp8e4b8_ty() if self.name == "fp8e4b8" else known(self, builder)
+
+        language.dtype.to_ir = to_ir
+
+    interpreter._patch_lang_core = patch_core
+    interpreter._convert_float = convert_float
+
+
+def _fuse_multiply_and_add(interpreter: Any) -> None:
+    """Makes tl.fma round once: the product of two fp32 is exact in float64; the interpreter's rounds twice."""
+
+    def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        exact = x.data.astype(np.float64) * y.data + z.data
+        return interpreter.TensorHandle(exact.astype(np.float32), z.dtype.scalar)
+
+    interpreter.InterpreterBuilder.create_fma = create_fma
 
 
 def _loop_over_tensors(interpreter: Any) -> None:

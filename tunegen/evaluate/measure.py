@@ -80,7 +80,7 @@ class Workload:
         self.inputs: list[tuple[Any, ...]] = []
         self.outputs: list[tuple[torch.Tensor, ...]] = []
         for _ in range(max(sets, 2)):
-            args = self.op.inputs(problem.sizes, num_tokens, dtype, device, generator)
+            args = self.op.inputs(problem.sizes, num_tokens, dtype, device, generator, problem.rounding)
             self.inputs.append(args)
             self.outputs.append(self.op.allocate(*args))
 

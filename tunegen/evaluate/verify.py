@@ -20,38 +20,45 @@ import torch
 from tunegen.codegen.render import render
 from tunegen.configs import TunedEntry
 from tunegen.errors import UsageError
-from tunegen.evaluate.conformance import DTYPES, Case, candidates, case_factors, fewest_lanes_per_row, pairwise
+from tunegen.evaluate.conformance import (
+    Arguments,
+    Case,
+    Outputs,
+    candidates,
+    case_factors,
+    fewest_lanes_per_row,
+    large_cases,
+    make_args,
+    pairwise,
+    run_case,
+)
 from tunegen.evaluate.interpreter import Interpreter, interpretable, substituted
 from tunegen.evaluate.on_device import OnDevice
-from tunegen.evaluate.truth import failures
 from tunegen.ops import Config, Problem, config_key, get_family
-from tunegen.runtime.families import OPS
 from tunegen.runtime.manifest import Manifest, read_manifest
-from tunegen.runtime.reference.rmsnorm_mxfp4 import ROUNDINGS
-from tunegen.targets import Device, Target, get_target
+from tunegen.targets import DEFAULT_TARGET, Device, Target, get_target
 
 # Small counts and counts that no bucket was tuned at; the interpreter takes milliseconds a row.
-DEVICE_TOKENS = (0, 1, 3, 17, 33, 100, 256, 700)
+DEVICE_TOKENS = (0, 1, 3, 17, 33, 100, 257, 700)
 INTERPRETED_TOKENS = (0, 1, 3, 17)
-INTERPRETED_ELEMENTS = 32768
+INTERPRETED_BYTES = 180_000
 CALL_TOKENS = (0, 1, 2, 3, 24, 100, 300, 700, 1500, 3000)
 CALL_TOKENS_CPU = (0, 1, 3, 17, 33)
 
 
 @dataclass
 class Row:
-    """What was verified of one op at one shape on one target.
+    """What was verified of one problem, and of the variants served alike, on one target.
 
     Attributes:
-        op, shape, target: What.
+        problem, target: What.
         kernels: Kernels that were run.
         calls: Cases that were run.
         where: ``"device"``, ``"interpreter"`` or ``"interpreter, software conversion"``.
         failures: What is wrong; empty if nothing is.
     """
 
-    op: str
-    shape: dict[str, int]
+    problem: Problem
     target: str
     kernels: int
     where: str
@@ -67,7 +74,7 @@ class Subject:
         problem: Op and shape.
         target: Target.
         configs: The distinct configs.
-        source: Gives the file of a config and rounding; None where the file is to be rendered.
+        source: Gives the file of a config and variant; None where the file is to be rendered.
     """
 
     problem: Problem
@@ -102,14 +109,15 @@ def subjects_of_pack(manifest: Manifest, root: Path, arch: str | None) -> list[S
             return root / files[config_key(config)][rounding]
 
         configs = _distinct([bucket.config for bucket in entry.buckets])
-        subjects.append(Subject(Problem.of(entry.op, entry.shape), get_target(entry.target), configs, source))
+        problem = Problem.of(entry.op, entry.shape, entry.variant)
+        subjects.append(Subject(problem, get_target(entry.target), configs, source))
     return subjects
 
 
 def _work(subject: Subject, tokens: tuple[int, ...]) -> list[tuple[Case, Config]]:
-    problem = subject.problem
-    problems = [Problem(problem.op, problem.shape, rounding) for rounding in ROUNDINGS]
-    pairs = [(case, config) for case in candidates(problems, tokens) for config in subject.configs]
+    problems = get_family(subject.problem.op).served(subject.problem)
+    cases = candidates(problems, tokens, subject.target)
+    pairs = [(case, config) for case in cases for config in subject.configs]
     return pairwise(pairs, lambda pair: (*case_factors(pair[0]), config_key(pair[1])))
 
 
@@ -124,27 +132,32 @@ def verify_kernels(subjects: list[Subject], device: Device | None, folder: Path)
     Yields:
         A row a subject, in order.
     """
-    cores = os.cpu_count() or 1
-    with Interpreter(min(cores, 16)) as interpreter, OnDevice(min(cores, 12), device.index if device else 0) as pool:
+    cores, index = os.cpu_count() or 1, device.index if device else 0
+    # The large cases go one after another: two at a time might not fit.
+    with Interpreter(min(cores, 16)) as interpreter, OnDevice(min(cores, 12), index) as pool, OnDevice(1, index) as one:
         waiting: list[tuple[Row, list[tuple[Case, Config, Future[list[str]]]]]] = []
         for subject in subjects:
             here = device is not None and device.target == subject.target
-            replaced = substituted(subject.target)
+            replaced = substituted(subject.problem, subject.target, subject.configs[0])
             where = "device" if here else f"interpreter{', software conversion' if replaced else ''}"
-            row = Row(subject.problem.op, subject.problem.sizes, subject.target.name, len(subject.configs), where)
-            most = INTERPRETED_ELEMENTS // max(subject.problem.sizes.values())
-            tokens = DEVICE_TOKENS if here else tuple(n for n in INTERPRETED_TOKENS if n <= max(most, 3))
+            problem, target = subject.problem, subject.target
+            row = Row(problem, target.name, len(subject.configs), where)
+            most = max(INTERPRETED_BYTES // get_family(problem.op).bytes_moved(problem, 1), 3)
+            tokens = DEVICE_TOKENS if here else tuple(n for n in INTERPRETED_TOKENS if n <= most)
+            work = [(*item, pool) for item in _work(subject, tokens)]
+            if here:
+                work += [(case, subject.configs[-1], one) for case in large_cases(problem, target)]
             submitted = []
-            for case, config in _work(subject, tokens):
-                lanes = fewest_lanes_per_row(subject.target, config)
+            for case, config, runner in work:
+                lanes = fewest_lanes_per_row(target, config)
                 path = subject.source(config, case.problem.rounding)
                 if here:
-                    path = path or render(case.problem, subject.target, config).write(folder)
-                    future = pool.submit(path, case, lanes)
+                    path = path or render(case.problem, target, config).write(folder)
+                    future = runner.submit(path, case, lanes)
                 else:
                     # A kernel file of a pack whose conversion is an instruction is rendered anew without it.
                     if path is None or replaced:
-                        path = interpretable(case.problem, subject.target, config).write(folder)
+                        path = interpretable(case.problem, target, config).write(folder)
                     future = interpreter.submit(path, case, lanes)
                 submitted.append((case, config, future))
             waiting.append((row, submitted))
@@ -159,26 +172,33 @@ def verify_calls(manifest: Manifest, device: Device | None) -> Iterator[Row]:
     """Calls the ops of an imported pack at every shape it has: on the GPU here, otherwise on the CPU."""
     namespace: Any = getattr(torch.ops, manifest.pack)
     place = torch.device("cuda", device.index) if device else torch.device("cpu")
-    wanted = [entry for entry in manifest.entries if device is None or entry.device.arch == device.key.arch]
-    shapes = {(entry.op, tuple(entry.shape.items())) for entry in wanted}
-    for op_name, sizes in sorted(shapes):
-        op = OPS[op_name]
-        row = Row(op_name, dict(sizes), device.target.name if device else "cpu", 0, "torch.ops")
-        problem = Problem.of(op_name, dict(sizes))
-        for index, num_tokens in enumerate(CALL_TOKENS if device else CALL_TOKENS_CPU):
-            rounding = ROUNDINGS[index % len(ROUNDINGS)]
-            called = get_family(op_name).canonical_problem(Problem(op_name, problem.shape, rounding))
-            dtype = random.Random(index).choice([DTYPES["bfloat16"], DTYPES["float16"]])
-            generator = torch.Generator(place).manual_seed(index)
-            args = list(op.inputs(dict(sizes), num_tokens, dtype, place, generator))
-            if "rounding" in op.schema:
-                args[-1] = called.rounding
-            outputs = getattr(namespace, op_name)(*args)
+    target = device.target if device else get_target(DEFAULT_TARGET)
+    entries = [entry for entry in manifest.entries if device is None or entry.device.arch == device.key.arch]
+    problems = dict.fromkeys(Problem.of(entry.op, entry.shape, entry.variant) for entry in entries)
+    for problem in sorted(problems, key=str):
+        function = getattr(namespace, problem.op)
+
+        def call(outputs: Outputs, args: Arguments, function: Any = function) -> None:
+            for output, result in zip(outputs, function(*args) or (), strict=True):
+                _bytes(output).copy_(_bytes(result))
+
+        row = Row(problem, target.name if device else "cpu", 0, "torch.ops")
+        cases = candidates(get_family(problem.op).served(problem), CALL_TOKENS if device else CALL_TOKENS_CPU, target)
+        chooser = random.Random(0)
+        for num_tokens in CALL_TOKENS if device else CALL_TOKENS_CPU:
+            case = chooser.choice([case for case in cases if case.num_tokens == num_tokens])
             row.calls += 1
+            if not num_tokens:
+                outputs = function(*make_args(case, place)) or ()
+                row.failures += [f"{case}: an output is not empty" for output in outputs if output.numel()]
+                continue
             # A lane alone is the longest sum there is: the bound holds for any kernel, and for the reference.
-            found = failures(called, tuple(args), outputs, 32)
-            row.failures += [f"{num_tokens} tokens, {rounding}: {failure}" for failure in found]
+            row.failures += [f"{case}: {failure}" for failure in run_case(call, case, place, 32)]
         yield row
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(torch.uint8)
 
 
 def import_pack(name: str) -> tuple[Manifest, Path]:

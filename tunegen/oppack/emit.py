@@ -22,7 +22,6 @@ from tunegen.oppack.texts import init_text, pyproject_text, readme_text
 from tunegen.ops import Config, Problem, get_family
 from tunegen.runtime import manifest as runtime_manifest
 from tunegen.runtime.manifest import FILE_NAME, Bucket, Entry, Manifest
-from tunegen.runtime.reference.rmsnorm_mxfp4 import ROUNDINGS
 from tunegen.runtime.table import shape_text
 from tunegen.targets import get_target
 
@@ -122,21 +121,15 @@ def _fresh(entries: Sequence[TunedEntry], allow_stale: bool) -> tuple[list[Tuned
     def order(entry: TunedEntry) -> tuple[object, ...]:
         device = entry.device
         place = (device.arch, device.units, device.memory_gib)
-        return (entry.target, *place, entry.op, sorted(entry.shape.items()), entry.dtype, entry.evidence)
+        shape = sorted(entry.shape.items())
+        return (entry.target, *place, entry.op, shape, entry.variant, entry.dtype, entry.evidence)
 
     kept.sort(key=order)
     for one, other in itertools.combinations(kept, 2):
         if one.replaces(other):
-            what = f"{one.op}, {shape_text(one.shape)}, {one.dtype}, on {one.device}"
+            what = f"{one.problem}, {one.dtype}, on {one.device}"
             raise UsageError(f"Two entries are for {what}. Give one of them.")
     return kept, skipped
-
-
-def _variants(op: str, shape: dict[str, int]) -> list[Problem]:
-    """The problems that an op's kernels are rendered for: one for each rounding that is not a synonym."""
-    family = get_family(op)
-    problems = (family.canonical_problem(Problem.of(op, shape, rounding)) for rounding in ROUNDINGS)
-    return list(dict.fromkeys(problems))
 
 
 class _Kernels:
@@ -146,8 +139,8 @@ class _Kernels:
         self.sources: dict[str, str] = {}
 
     def of(self, entry: TunedEntry, config: Config) -> dict[str, str]:
-        """Renders every variant of a config and returns the paths by variant."""
-        problems = _variants(entry.op, entry.shape)
+        """Renders every variant that a config serves and returns the paths by variant."""
+        problems = get_family(entry.op).served(entry.problem)
         return {problem.rounding: self._add(problem, entry.target, config) for problem in problems}
 
     def _add(self, problem: Problem, target: str, config: Config) -> str:
@@ -169,6 +162,7 @@ def _manifest_entry(entry: TunedEntry, kernels: _Kernels) -> Entry:
     return Entry(
         op=entry.op,
         shape=entry.shape,
+        variant=entry.variant,
         device=entry.device,
         target=entry.target,
         dtype=entry.dtype,

@@ -45,6 +45,10 @@ def _function(pack: str, op: Op) -> str:
     call = f"torch.ops.{pack}.{op.name}.default({', '.join(names)})"
     body = [f"    outputs: {returned}", f"    outputs = {call}", "    return outputs"] if returns else [f"    {call}"]
     summary = (inspect.getdoc(type(op)) or op.name).splitlines()[0]
+    if type(op).check_values is not Op.check_values:
+        parameters += ["    *,", "    debug: bool = False,"]
+        summary += "\n\n    ``debug``: first raise OpInputError for values out of range; waits for the device.\n    "
+        body = ["    if debug:", f'        check_values("{op.name}", {", ".join(names)})', *body]
     return "\n".join(
         [
             f"def {op.name}(",
@@ -72,7 +76,7 @@ from pathlib import Path
 
 import torch
 
-from .runtime.api import Explanation, Pack
+from .runtime.api import Explanation, Pack, check_values
 from .runtime.table import TunegenPackWarning
 from .runtime.warmup import WarmUp
 

@@ -27,7 +27,7 @@ class Problem:
     Attributes:
         op: Op name.
         shape: Sizes the kernel is rendered for, as sorted items: ``(("hidden_size", 7168),)``.
-        rounding: The op's ``rounding``, resolved when rendering.
+        rounding: The op's variant: its ``rounding``, and whatever else is resolved when rendering.
     """
 
     op: str
@@ -45,8 +45,10 @@ class Problem:
         return dict(self.shape)
 
     def __str__(self) -> str:
-        sizes = ", ".join(f"{name} {size}" for name, size in self.shape)
-        return f"{self.op} ({sizes})"
+        about = [f"{name} {size}" for name, size in self.shape]
+        if self.rounding != "none":
+            about.append(self.rounding)
+        return f"{self.op} ({', '.join(about)})"
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,14 @@ class Family(ABC):
     Attributes:
         name: Family name.
         ops: Names of the ops it serves.
+        sizes: Names of the sizes that a shape of its has.
         template: Template file, relative to templates/.
         twin_template: Template of the traffic twin: the same loads and stores, no arithmetic.
     """
 
     name: str
     ops: tuple[str, ...]
+    sizes: tuple[str, ...]
     template: str
     twin_template: str
 
@@ -143,6 +147,14 @@ class Family(ABC):
     @abstractmethod
     def twin_configs(self, problem: Problem, target: Target) -> list[Config]:
         """Launch choices that the traffic twin is taken the best of."""
+
+    @abstractmethod
+    def tuned_variants(self, op: str) -> tuple[str, ...]:
+        """The variants of an op that are tuned on their own, the usual one first."""
+
+    @abstractmethod
+    def served(self, problem: Problem) -> list[Problem]:
+        """The problems whose kernels take the configs found for this one: itself and other variants of it."""
 
     def canonical_problem(self, problem: Problem) -> Problem:
         """The problem with a synonymous rounding replaced by the one that is rendered."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from tunegen.errors import ConfigError, ShapeError
 from tunegen.ops._family import Argument, Config, Family, Knob, Problem
-from tunegen.runtime.families.mla_rope import MAX_HEADS, SIZE_MULTIPLE, Variant
+from tunegen.runtime.families.mla_rope import MAX_HEADS, SIZE_MULTIPLE, SIZES, Variant
+from tunegen.runtime.reference.mla_rope import ROUNDINGS
 from tunegen.targets import Target
 
 FUNCTIONAL = "mla_rope_cache"
 INPLACE = "mla_rope_cache_"
 
-SIZES = ("kv_lora_rank", "num_heads", "rope_dim")
 MAX_RANK = 4096
 MAX_ROPE_DIM = 512
 # Lanes load 16 bytes at a time: 8 activations.
@@ -29,9 +30,8 @@ MAX_CHUNKS = 16
 DEFAULT_COPIED_PER_LANE = 32
 DEFAULT_ROTATED_PER_LANE = 16
 
-# e4m3 as each target's instructions have it: OCP (largest value 448), or fnuz (240).
-FP8_TYPES = {"gfx942": ("float8e4b8", 240.0)}
-OCP_FP8 = ("float8e4nv", 448.0)
+# Triton's name of each e4m3, and its largest value.
+FP8_TYPES = {"float8_e4m3fn": ("float8e4nv", 448.0), "float8_e4m3fnuz": ("float8e4b8", 240.0)}
 
 COUNTS = ("num_q_tokens", "num_tokens", "num_mapped", "num_positions", "num_slots", "block_size")
 
@@ -59,13 +59,14 @@ class MlaRope(Family):
 
     name = "mla_rope"
     ops = (FUNCTIONAL, INPLACE)
+    sizes = SIZES
     template = "mla_rope_cache.py.jinja"
     twin_template = "mla_rope_cache_twin.py.jinja"
 
     def check_shape(self, problem: Problem) -> None:
         sizes = problem.sizes
-        if tuple(sorted(sizes)) != SIZES:
-            raise ShapeError(f"{problem.op} has the sizes {', '.join(SIZES)}; got {', '.join(sizes) or 'none'}.")
+        if tuple(sorted(sizes)) != self.sizes:
+            raise ShapeError(f"{problem.op} has the sizes {', '.join(self.sizes)}; got {', '.join(sizes) or 'none'}.")
         if not 1 <= sizes["num_heads"] <= MAX_HEADS:
             raise ShapeError(f"num_heads must be from 1 to {MAX_HEADS}; got {sizes['num_heads']}.")
         for name, largest in (("kv_lora_rank", MAX_RANK), ("rope_dim", MAX_ROPE_DIM)):
@@ -82,6 +83,21 @@ class MlaRope(Family):
             raise ShapeError(
                 f"{INPLACE} has no variants pe_first and q_fp8: it is vLLM's op; got {problem.rounding!r}."
             )
+
+    def tuned_variants(self, op: str) -> tuple[str, ...]:
+        """By the dtypes of the cache and of q_out: they decide the bytes that are written."""
+        if op == INPLACE:
+            return ("act", "act,fp8")
+        return ("none", "none,fp8", "none,fp8,q_fp8")
+
+    def served(self, problem: Problem) -> list[Problem]:
+        """Both roundings, pairings and orders; an fp8 q_out beside any cache is served from that beside an fp8 one."""
+        tuned = Variant.parse(problem.rounding)
+        caches = (False, True) if tuned.q_fp8 else (tuned.fp8,)
+        orders = (False, True) if problem.op == FUNCTIONAL else (False,)
+        every = itertools.product(ROUNDINGS, (False, True), orders, caches)
+        variants = [Variant(rounding, neox, pe_first, fp8, tuned.q_fp8) for rounding, neox, pe_first, fp8 in every]
+        return [Problem(problem.op, problem.shape, str(variant)) for variant in variants]
 
     def canonical_problem(self, problem: Problem) -> Problem:
         return Problem(problem.op, problem.shape, str(Variant.parse(problem.rounding)))
@@ -204,7 +220,7 @@ class MlaRope(Family):
         rope_heads = self._rope_heads(problem, config)
         rope_programs = -(-sizes["num_heads"] // rope_heads)
         head_programs = -(-sizes["num_heads"] // heads)
-        fp8_type, fp8_max = FP8_TYPES.get(target.name, OCP_FP8)
+        fp8_type, fp8_max = FP8_TYPES[target.fp8]
         fp8 = variant.fp8 or variant.q_fp8
         return {
             "inplace": problem.op == INPLACE,

@@ -84,11 +84,12 @@ class RmsnormMxfp4(Family):
 
     name = "rmsnorm_mxfp4"
     ops = (DYNAMIC, NORM, NORM_ADD)
+    sizes = ("hidden_size",)
     template = "rmsnorm_mxfp4.py.jinja"
     twin_template = "rmsnorm_mxfp4_twin.py.jinja"
 
     def check_shape(self, problem: Problem) -> None:
-        if list(problem.sizes) != ["hidden_size"]:
+        if tuple(problem.sizes) != self.sizes:
             raise ShapeError(f"{problem.op} has one size, hidden_size; got {', '.join(problem.sizes) or 'none'}.")
         hidden_size = problem.sizes["hidden_size"]
         if hidden_size % BLOCK or not BLOCK <= hidden_size <= MAX_HIDDEN_SIZE:
@@ -98,6 +99,14 @@ class RmsnormMxfp4(Family):
             )
         if problem.rounding not in ROUNDINGS:
             raise UnknownNameError("rounding", problem.rounding, ROUNDINGS)
+
+    def tuned_variants(self, op: str) -> tuple[str, ...]:
+        return ("none",)
+
+    def served(self, problem: Problem) -> list[Problem]:
+        """All roundings: they differ by a conversion or two an element."""
+        problems = (self.canonical_problem(Problem(problem.op, problem.shape, rounding)) for rounding in ROUNDINGS)
+        return list(dict.fromkeys(problems))
 
     def canonical_problem(self, problem: Problem) -> Problem:
         rounding = problem.rounding

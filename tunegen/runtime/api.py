@@ -33,7 +33,7 @@ class Explanation:
         op: Op name.
         num_tokens: Of the call.
         shape: Of the call.
-        variant: The rounding, with synonyms merged.
+        variant: Of the op: the rounding, with synonyms merged, and whatever else kernels are rendered for.
         device: Where it would run; None: on the CPU.
         kernel: The kernel file, relative to the package; None: the reference in PyTorch runs.
         bucket: The bucket it is of, with its config and figures.
@@ -53,7 +53,7 @@ class Explanation:
 
     def __str__(self) -> str:
         place = "the CPU" if self.device is None else str(self.device)
-        lines = [f"{self.op}, {shape_text(self.shape)}, {self.num_tokens} tokens, rounding {self.variant}, on {place}"]
+        lines = [f"{self.op}, {shape_text(self.shape)}, {self.num_tokens} tokens, variant {self.variant}, on {place}"]
         if self.bucket is None or self.entry is None:
             lines.append("  runs      the reference in PyTorch")
         else:
@@ -86,21 +86,22 @@ def _op(name: str) -> Op:
     return OPS[name]
 
 
-def _example(op: Op, shape: Shape) -> list[Any]:
+def _example(op: Op, shape: Shape, variant: str | None) -> list[Any]:
     """Arguments of a call at that shape; raises PackNameError unless it has the op's sizes."""
-    try:
-        args = op.inputs(shape, 1, torch.bfloat16, torch.device("cpu"), torch.Generator())
-    except KeyError as error:
-        missing = str(error.args[0])
-        if not shape:
-            raise PackNameError(f"{op.name} must be given its sizes, such as {missing}=...") from None
-        meant = difflib.get_close_matches(missing, shape, n=1, cutoff=0.5) or list(shape)
-        raise _unknown(f"size of {op.name}", meant[0], [missing]) from None
-    sizes = op.shape(*args)
     for name in shape:
-        if name not in sizes:
-            raise _unknown(f"size of {op.name}", name, sizes)
-    return list(args)
+        if name not in op.sizes:
+            raise _unknown(f"size of {op.name}", name, op.sizes)
+    missing = [name for name in op.sizes if name not in shape]
+    if missing:
+        raise PackNameError(f"{op.name} must be given its sizes: {', '.join(f'{name}=...' for name in missing)}.")
+    about = {} if variant is None else {"variant": variant}
+    return list(op.inputs(shape, 1, torch.bfloat16, torch.device("cpu"), torch.Generator(), **about))
+
+
+def check_values(op: str, *args: Any) -> None:
+    """Raises OpInputError for arguments and values that the op does not accept; waits for the device."""
+    OPS[op].check(*args)
+    OPS[op].check_values(*args)
 
 
 def _index(device: torch.device | str | int | None) -> int | None:
@@ -137,7 +138,7 @@ class Pack:
         self.table = Table(self.manifest)
         register(self.manifest, root, self.table)
 
-    def supports(self, op: str, device: Device = None, **shape: int) -> bool:
+    def supports(self, op: str, device: Device = None, variant: str | None = None, **shape: int) -> bool:
         """True if a kernel of the pack serves the op at that shape on the device.
 
         False means that the reference in PyTorch does: right, but slow.
@@ -146,22 +147,27 @@ class Pack:
             op: Op name.
             device: A device, a device index, or the `DeviceKey` of one that is not here. Default: the current
                 GPU, or the CPU if there is none.
+            variant: The op's variant, as in manifest.json, such as ``"none,fp8"``. Default: the op's usual one.
             shape: Sizes, such as ``hidden_size=7168``.
 
         Raises:
             PackNameError: There is no such op, or it has other sizes.
         """
-        _example(_op(op), shape)
+        the_op = _op(op)
+        wanted = the_op.variant(*_example(the_op, shape, variant))
         key = _key(device)
-        return key is not None and self.table.match(op, shape, key).entry is not None
+        return key is not None and self.table.match(op, shape, wanted, key).entry is not None
 
-    def explain(self, op: str, num_tokens: int, device: Device = None, **about: Any) -> Explanation:
+    def explain(
+        self, op: str, num_tokens: int, device: Device = None, variant: str | None = None, **about: Any
+    ) -> Explanation:
         """Which kernel and config would serve a call, and on what evidence.
 
         Args:
             op: Op name.
             num_tokens: Tokens of the call.
             device: As in `supports`.
+            variant: As in `supports`.
             about: Sizes, such as ``hidden_size=7168``, and arguments of the op that are no tensors, such as
                 ``rounding="output"``.
 
@@ -173,34 +179,37 @@ class Pack:
         schema = getattr(getattr(torch.ops, self.manifest.pack), op).default._schema
         names = [argument.name for argument in schema.arguments]
         shape = {name: size for name, size in about.items() if name not in names}
-        args = _example(the_op, shape)
+        args = _example(the_op, shape, variant)
         for name in about.keys() - shape.keys():
             args[names.index(name)] = about[name]
         the_op.check(*args)
-        variant = the_op.variant(*args)
+        wanted = the_op.variant(*args)
         key = _key(device)
 
         def explanation(note: str, entry: Entry | None = None, bucket: Bucket | None = None) -> Explanation:
-            kernel = bucket.kernels[variant] if bucket else None
-            return Explanation(op, num_tokens, shape, variant, key, kernel, bucket, entry, note)
+            kernel = bucket.kernels[wanted] if bucket else None
+            return Explanation(op, num_tokens, shape, wanted, key, kernel, bucket, entry, note)
 
         if key is None:
             return explanation("tensors on the CPU always take it")
-        match = self.table.match(op, shape, key)
+        match = self.table.match(op, shape, wanted, key)
         if match.entry is None:
             return explanation(match.miss)
         bucket = match.entry.buckets[bisect_left(match.entry.edges, num_tokens)]
-        if variant not in bucket.kernels:
-            return explanation(f"the pack has no kernels of variant {variant!r} for it")
         return explanation(match.miss, match.entry, bucket)
 
     def warmup(
         self,
         device: torch.device | str | int | None = None,
         dtypes: tuple[torch.dtype, ...] | None = None,
+        everything: bool = False,
         verbose: bool = False,
     ) -> WarmUp:
-        """Compiles and loads every kernel that calls on a device could ask for, in parallel.
+        """Compiles and loads the kernels that calls on a device ask for, in parallel.
+
+        At every token count and alignment, in all roundings. Of mla_rope_cache and mla_rope_cache_: with the
+        pairing, the cache's order and the dtypes that the entries were tuned with, flat and paged caches, int64
+        positions, and cos_sin_cache in the activation dtype.
 
         Call it once before serving, and before a CUDA graph is captured. Triton keeps what it compiled on
         disk: the next process takes a fraction of the time.
@@ -208,7 +217,8 @@ class Pack:
         Args:
             device: A GPU or its index. Default: the current one. On the CPU there is nothing to do.
             dtypes: Activation dtypes that calls will have. Default: the one each entry was tuned with.
+            everything: Also what is left out above. Takes several times as long.
             verbose: Print what is done.
         """
         index = _index(device)
-        return WarmUp(0, 0.0) if index is None else warm_up(self.root, self.table, index, dtypes, verbose)
+        return WarmUp(0, 0.0) if index is None else warm_up(self.root, self.table, index, dtypes, everything, verbose)

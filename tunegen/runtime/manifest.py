@@ -6,8 +6,8 @@
      "pack": "tunegen_ops",           the package's name and its torch.ops namespace
      "version": "0.1.0+4c2e...",      the pack's version; the part after + is a hash of its content
      "tunegen": "0.1.0",              the version that emitted it
-     "entries": [                     one for each op, shape, device and activation dtype
-      {"op": "rmsnorm_mxfp4_quant", "shape": {"hidden_size": 7168},
+     "entries": [                     one for each op, shape, variant tuned, device and activation dtype
+      {"op": "rmsnorm_mxfp4_quant", "shape": {"hidden_size": 7168}, "variant": "none",
        "device": {"arch": "gfx950", "units": 256, "memory_gib": 288}, "target": "gfx950", "dtype": "bfloat16",
        "evidence": "measured",        or "predicted"
        "environment": {...},          what was measured on, or which model predicted
@@ -63,11 +63,12 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Entry:
-    """One op at one shape on one device.
+    """One op at one shape on one device, and the variants that are served alike.
 
     Attributes:
         op: Op name.
         shape: Sizes.
+        variant: The op's variant it was tuned with; its buckets have the kernels of others too.
         device: The device it was tuned for.
         target: Name of the target its kernels are rendered for.
         dtype: Activation dtype it was tuned with; it serves the others too.
@@ -81,6 +82,7 @@ class Entry:
 
     op: str
     shape: Shape
+    variant: str
     device: DeviceKey
     target: str
     dtype: str
@@ -90,6 +92,12 @@ class Entry:
     stale: bool
     trials: int
     buckets: list[Bucket]
+
+    @property
+    def variants(self) -> list[str]:
+        """The variants that every bucket has a kernel of, the tuned one first."""
+        every = [variant for variant in self.buckets[0].kernels if all(variant in b.kernels for b in self.buckets)]
+        return sorted(every, key=lambda variant: variant != self.variant)
 
     @property
     def edges(self) -> list[int]:

@@ -43,12 +43,12 @@ def _preference(entry: Entry) -> tuple[bool, bool]:
 
 
 class Table:
-    """The entries of a manifest, by op, shape and device.
+    """The entries of a manifest, by op, shape, variant and device.
 
     An entry serves a device that its key matches. Failing that, in this order: one of the same
     architecture and number of units and the nearest memory size; one of the same architecture and the
-    nearest number of units; none. Among equals a measured entry goes before a predicted one, and one tuned
-    with bfloat16 before the others.
+    nearest number of units; none. Among equals one tuned for the very variant goes before one that has kernels
+    of it, a measured entry before a predicted one, and one tuned with bfloat16 before the others.
 
     Args:
         manifest: The pack's.
@@ -61,30 +61,48 @@ class Table:
             self._entries.setdefault((entry.op, frozenset(entry.shape.items())), []).append(entry)
         self._said: set[tuple[object, ...]] = set()
 
-    def shapes(self, op: str) -> list[Shape]:
-        """The shapes of an op that there are entries for, on any device."""
-        return [entries[0].shape for (name, _), entries in self._entries.items() if name == op]
+    def entries(self, op: str, device: DeviceKey) -> list[Entry]:
+        """The entries of an op that calls on a device may be served by."""
+        matches = (
+            self.match(name, entry.shape, variant, device).entry
+            for (name, _), entries in self._entries.items()
+            if name == op
+            for entry in entries
+            for variant in entry.variants
+        )
+        return list({id(entry): entry for entry in matches if entry is not None}.values())
 
-    def match(self, op: str, shape: Shape, device: DeviceKey) -> Match:
-        """What serves the op at that shape on that device."""
-        asked = f"{self.pack} is not tuned for {op}, {shape_text(shape)}, on {device}"
+    def variants(self, op: str, shape: Shape) -> list[str]:
+        """The variants of an op at a shape that there are kernels of, on any device."""
         entries = self._entries.get((op, frozenset(shape.items())), [])
-        exact = [entry for entry in entries if entry.device.matches(device)]
-        if exact:
-            return Match(min(exact, key=_preference), "")
+        return list(dict.fromkeys(variant for entry in entries for variant in entry.variants))
+
+    def match(self, op: str, shape: Shape, variant: str, device: DeviceKey) -> Match:
+        """What serves a variant of the op at that shape on that device."""
+        asked = f"{self.pack} is not tuned for {op}, {shape_text(shape)}, on {device}"
+        reference = "the reference in PyTorch serves it, right but slow."
+        entries = self._entries.get((op, frozenset(shape.items())), [])
         same_arch = [entry for entry in entries if entry.device.arch == device.arch]
         if not same_arch:
+            command = _tune_command(op, shape)
+            return Match(None, f"{asked}, nor on another {device.arch}: {reference} To tune for it {command}.")
+        having = [entry for entry in same_arch if variant in entry.variants]
+        if not having:
             return Match(
                 None,
-                f"{asked}, nor on another {device.arch}: the reference in PyTorch serves it, right but slow."
-                f" To tune for it {_tune_command(op, shape)}.",
+                f"{self.pack} has no kernels of variant {variant!r} of {op}, {shape_text(shape)}, for {device.arch}:"
+                f" {reference} Emit the pack again.",
             )
 
         def distance(entry: Entry) -> tuple[int | bool, ...]:
             units = abs(entry.device.units - device.units)
-            return (units, abs(entry.device.memory_gib - device.memory_gib), *_preference(entry))
+            memory = abs(entry.device.memory_gib - device.memory_gib)
+            place = (0, 0) if entry.device.matches(device) else (1 + units, memory)
+            return (*place, entry.variant != variant, *_preference(entry))
 
-        nearest = min(same_arch, key=distance)
+        nearest = min(having, key=distance)
+        if nearest.device.matches(device):
+            return Match(nearest, "")
         return Match(
             nearest,
             f"{asked}: the kernels for {nearest.device} serve it, right but perhaps slower than they could be."
@@ -93,26 +111,23 @@ class Table:
 
     def serve(self, op: str, shape: Shape, variant: str, device: DeviceKey) -> Entry | None:
         """The entry for calls that are about to run on a device, warning once of whatever is not as tuned."""
-        match = self.match(op, shape, device)
-        if match.miss:
-            self._warn((op, frozenset(shape.items()), device), match.miss)
+        match = self.match(op, shape, variant, device)
         entry = match.entry
-        if entry is None:
-            return None
-        if any(variant not in bucket.kernels for bucket in entry.buckets):
-            self._warn(
-                (op, frozenset(shape.items()), device, variant),
-                f"{self.pack} has no kernels of variant {variant!r} of {op}, {shape_text(shape)}, for {entry.device}:"
-                " the reference in PyTorch serves it, right but slow. Emit the pack again.",
-            )
-            return None
-        if entry.evidence == "predicted":
+        if match.miss:
+            # Which device is missing is said once; a missing variant for each.
+            about = () if entry is not None or not self._has(op, shape, device) else (variant,)
+            self._warn((op, frozenset(shape.items()), device, *about), match.miss)
+        if entry is not None and entry.evidence == "predicted":
             self._warn(
                 (device,),
                 f"{self.pack} runs kernels on {device} whose configs are predicted, not measured (the first: {op},"
                 f" {shape_text(shape)}). To measure them run `tunegen tune` on this device and emit the pack again.",
             )
         return entry
+
+    def _has(self, op: str, shape: Shape, device: DeviceKey) -> bool:
+        entries = self._entries.get((op, frozenset(shape.items())), [])
+        return any(entry.device.arch == device.arch for entry in entries)
 
     def _warn(self, about: tuple[object, ...], message: str) -> None:
         if about not in self._said:

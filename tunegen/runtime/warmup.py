@@ -15,7 +15,11 @@ import torch
 from .device import device_key
 from .families import OPS, Op
 from .forms import ALIGNMENT, load_form
+from .manifest import Entry
 from .table import Table
+
+# Bytes that an example's cache may take: two pages of the widest rows.
+LARGEST_EXAMPLE = 2**26
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,10 @@ class _CompileOnly:
 
 
 def _shifted(tensor: torch.Tensor, elements: int) -> torch.Tensor:
-    """A copy that begins ``elements`` after a boundary of 16 bytes."""
-    flat = torch.empty(tensor.numel() + ALIGNMENT, dtype=tensor.dtype, device=tensor.device)
-    shifted = flat[elements : elements + tensor.numel()].view(tensor.shape)
-    return shifted.copy_(tensor)
+    """A copy with the same strides that begins ``elements`` after a boundary of 16 bytes."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    flat = torch.empty(last + 1 + ALIGNMENT, dtype=tensor.dtype, device=tensor.device)
+    return flat.as_strided(tensor.shape, tensor.stride(), elements).copy_(tensor)
 
 
 def _misaligned(args: tuple[Any, ...], num_bytes: int) -> tuple[Any, ...]:
@@ -92,26 +96,41 @@ def _misaligned(args: tuple[Any, ...], num_bytes: int) -> tuple[Any, ...]:
     )
 
 
-def _jobs(root: Path, table: Table, index: int, dtypes: tuple[torch.dtype, ...] | None) -> Iterator[_Job]:
+def _usual(entry: Entry, variant: str) -> bool:
+    """True for the variants that differ from the tuned one in the rounding alone, which comes first in their names."""
+    return variant.split(",")[1:] == entry.variant.split(",")[1:]
+
+
+def _jobs(
+    root: Path, table: Table, index: int, dtypes: tuple[torch.dtype, ...] | None, everything: bool
+) -> Iterator[_Job]:
     device = torch.device("cuda", index)
     generator = torch.Generator(device).manual_seed(0)
+    # Triton's AMD back end compiles one kernel for tensors of less than 2 GiB and another for the rest.
+    large = torch.empty(2**31 + LARGEST_EXAMPLE, dtype=torch.uint8, device=device) if torch.version.hip else None
     for op in OPS.values():
-        for shape in table.shapes(op.name):
-            entry = table.match(op.name, shape, device_key(index)).entry
-            if entry is None:
-                continue
-            activations = dtypes or (getattr(torch, entry.dtype),)
-            calls = [op.inputs(shape, 1, dtype, device, generator) for dtype in activations]
-            # Four bytes on, bfloat16 is still loaded two values a word; two bytes on, no longer.
-            others = [_misaligned(args, num_bytes) for args in calls for num_bytes in (4, 2)]
-            for path in dict.fromkeys(path for bucket in entry.buckets for path in bucket.kernels.values()):
-                yield _Job(root / path, True, op, calls)
-            for path in entry.buckets[-1].kernels.values():
-                yield _Job(root / path, False, op, others)
+        for entry in table.entries(op.name, device_key(index)):
+            for variant in entry.variants:
+                if not (everything or _usual(entry, variant)):
+                    continue
+                calls: list[tuple[Any, ...]] = []
+                for dtype in dtypes or (getattr(torch, entry.dtype),):
+                    args = op.inputs(entry.shape, 1, dtype, device, generator, variant)
+                    calls += op.specialisations(args, everything, large)
+                # Four bytes on, bfloat16 is still loaded two values a word; two bytes on, no longer.
+                others = [_misaligned(args, num_bytes) for args in calls for num_bytes in (4, 2)]
+                for path in dict.fromkeys(bucket.kernels[variant] for bucket in entry.buckets):
+                    yield _Job(root / path, True, op, calls)
+                yield _Job(root / entry.buckets[-1].kernels[variant], False, op, others)
 
 
 def warm_up(
-    root: Path, table: Table, index: int, dtypes: tuple[torch.dtype, ...] | None = None, verbose: bool = False
+    root: Path,
+    table: Table,
+    index: int,
+    dtypes: tuple[torch.dtype, ...] | None = None,
+    everything: bool = False,
+    verbose: bool = False,
 ) -> WarmUp:
     """Compiles in parallel, then launches each kernel once, which loads it.
 
@@ -120,13 +139,14 @@ def warm_up(
         table: The pack's.
         index: The CUDA or ROCm device.
         dtypes: Activation dtypes that calls will have. Default: the one that each entry was tuned with.
+        everything: All variants and `Op.specialisations`; else those that `Pack.warmup` lists.
         verbose: Print what is done.
     """
     start = time.perf_counter()
     compiled: dict[int, Any] = {}
     units = device_key(index).units
     with torch.cuda.device(index):
-        jobs = list(_jobs(root, table, index, dtypes))
+        jobs = list(_jobs(root, table, index, dtypes, everything))
 
     def compile_job(job: _Job) -> None:
         with torch.cuda.device(index):

@@ -24,7 +24,7 @@ from tunegen.codegen.resources import Resources
 from tunegen.configs import TunedBucket
 from tunegen.errors import CompileError
 from tunegen.evaluate import measure
-from tunegen.evaluate.conformance import Case, fewest_lanes_per_row, run_case
+from tunegen.evaluate.conformance import fewest_lanes_per_row, first_case, run_case
 from tunegen.evaluate.interpreter import Interpreter, interpretable
 from tunegen.evaluate.predict import MODEL, limits_of, predict
 from tunegen.ops import Config, Problem, config_key, get_family
@@ -43,7 +43,6 @@ FINAL_ROUNDS = 13
 FIRST_LOOK_ROUNDS = 3
 # Differences below half a percent are never taken for real, however quiet the run was.
 LEAST_MARGIN = 0.005
-CHECK_TOKENS = 7
 
 
 @dataclass(frozen=True)
@@ -184,8 +183,7 @@ class PredictedEvaluator(Evaluator):
         if key not in self._checked:
             rendered = interpretable(problem, self.target, config)
             lanes = fewest_lanes_per_row(self.target, config)
-            case = Case(problem, CHECK_TOKENS, "bfloat16", "contiguous", special=True)
-            found = self._interpreter.run_case(rendered.write(self.folder), case, lanes)
+            found = self._interpreter.run_case(rendered.write(self.folder), first_case(problem, self.target), lanes)
             self._checked[key] = "; ".join(found)
         return self._checked[key]
 
@@ -275,8 +273,8 @@ class MeasuredEvaluator(Evaluator):
         def launch(outputs: tuple[torch.Tensor, ...], args: tuple[Any, ...]) -> None:
             op.launch(kernel, self.device.units, outputs, *args)
 
-        case = Case(problem, CHECK_TOKENS, "bfloat16", "contiguous", special=True)
-        return "; ".join(run_case(launch, case, torch.device("cuda"), fewest_lanes_per_row(self.target, config)))
+        case, lanes = first_case(problem, self.target), fewest_lanes_per_row(self.target, config)
+        return "; ".join(run_case(launch, case, torch.device("cuda"), lanes))
 
     def evaluate(self, problem: Problem, config: Config) -> Outcome:
         rendered = self.prepare(problem, config)
@@ -284,8 +282,9 @@ class MeasuredEvaluator(Evaluator):
         if job.resources is None:
             return Outcome(config, {}, job.failure, {})
         details: dict[str, Any] = {"resources": asdict(job.resources), "binary": job.binary[:16]}
-        # The same machine code launched on the same grid is the same measurement.
-        same = f"{job.binary} {config.get('rows')} {config.get('programs_per_unit')}"
+        # The same machine code launched on the same grids is the same measurement.
+        grids = [get_family(problem.op).grid(problem, config, m, self.device.units) for m in self.tokens]
+        same = f"{problem} {job.binary} {grids}"
         if same in self._identical:
             return Outcome(config, self._identical[same], "", details)
         try:
@@ -311,7 +310,9 @@ class MeasuredEvaluator(Evaluator):
             configs = [outcome.config for outcome in ranked[:FINALISTS] if outcome.config != default]
             for config in [default, *configs]:  # compiled by an earlier run, if this one goes on from it
                 self.prepare(problem, config)
-            twins = self._twins[problem]
+            # The twin has the launch choices that the kernel has, those of the finalists among them.
+            finalists = [self.prepare(problem, config, twin=True) for config in [default, *configs]]
+            twins = list({twin.digest: twin for twin in [*self._twins[problem], *finalists]}.values())
             looks = [(measure.time_interleaved([self._replay(problem, tokens, t)], 2, 1)[0].median, t) for t in twins]
             twin = min(looks, key=lambda look: look[0])[1]
             # The default twice: how far a kernel differs from itself is what noise can make.

@@ -137,6 +137,7 @@ class _Search:
             target=evaluator.target.name,
             device=evaluator.device,
             shape=self.problem.sizes,
+            variant=self.problem.rounding,
             dtype=DTYPE,
             evidence=evaluator.evidence,
             template_hash=template_hash(get_family(self.problem.op).template),
@@ -147,10 +148,10 @@ class _Search:
 
 
 def warm_start(problem: Problem, entries: list[TunedEntry]) -> list[Config]:
-    """Winners of the same op, of this shape or near it, to be tried first."""
+    """Winners of the same op, those of this shape and variant first, to be tried before any others."""
     configs: dict[str, Config] = {}
     related = [entry for entry in entries if entry.op == problem.op]
-    for entry in sorted(related, key=lambda entry: entry.shape != problem.sizes):
+    for entry in sorted(related, key=lambda entry: (entry.shape != problem.sizes, entry.variant != problem.rounding)):
         for bucket in entry.buckets:
             configs.setdefault(config_key(bucket.config), bucket.config)
     return list(configs.values())

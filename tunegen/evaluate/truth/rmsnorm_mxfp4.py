@@ -50,7 +50,14 @@ def mean_square_units(hidden_size: int, lanes_per_row: int) -> int:
 
 
 def failures(problem: Problem, args: Sequence[Any], outputs: Sequence[torch.Tensor], lanes_per_row: int) -> list[str]:
-    """What is wrong with the outputs; see `tunegen.evaluate.truth.failures`."""
+    """What is wrong with the outputs of one call; empty if nothing is.
+
+    Args:
+        problem: The op, and the rounding that was rendered.
+        args: The op's arguments in schema order.
+        outputs: The op's outputs, on any device.
+        lanes_per_row: The fewest lanes that a row may be spread over: it bounds the error of a row reduction.
+    """
     if len(args) == 1:
         return _dynamic_failures(args[0], *outputs)
     x, *residual, weight, epsilon, _ = args

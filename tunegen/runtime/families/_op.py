@@ -24,10 +24,12 @@ class Op(ABC):
     Attributes:
         name: Name under ``torch.ops.<pack>``.
         schema: Torch schema without the name: ``"(Tensor x) -> (Tensor, Tensor)"``.
+        sizes: Names of the sizes that kernels are rendered for.
     """
 
     name: str
     schema: str
+    sizes: tuple[str, ...]
 
     @abstractmethod
     def check(self, *args: Any) -> None:
@@ -59,6 +61,30 @@ class Op(ABC):
 
     @abstractmethod
     def inputs(
-        self, shape: Shape, num_tokens: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+        self,
+        shape: Shape,
+        num_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator,
+        variant: str = "none",
     ) -> tuple[Any, ...]:
-        """Random arguments as a model would have them, for tuning, warm-up and tests."""
+        """Random arguments of a variant, as a model would have them, for tuning, warm-up and tests."""
+
+    def specialisations(
+        self, args: tuple[Any, ...], everything: bool, large: torch.Tensor | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Calls of the same variant that Triton compiles the kernel anew for: the usual ones, or all.
+
+        Beside alignment, which all ops have in common: memory layouts, optional arguments, and dtypes that are no
+        part of the variant.
+
+        Args:
+            args: A call.
+            everything: Also calls that are rare.
+            large: Bytes, more than 2 GiB of them, on devices for which Triton tells such tensors from others.
+        """
+        return [args]
+
+    def check_values(self, *args: Any) -> None:  # noqa: B027 - most ops take any values
+        """Raises OpInputError for values that a kernel cannot report; waits for the device."""

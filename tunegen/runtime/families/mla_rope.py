@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from ._op import Op, OpInputError, Shape
 ACT_DTYPES = (torch.bfloat16, torch.float16)
 TABLE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 FP8_CACHE_NAMES = ("fp8", "fp8_e4m3")
+SIZES = ("kv_lora_rank", "num_heads", "rope_dim")
 SIZE_MULTIPLE = 8
 MAX_HEADS = 1024
 INT32_END = 2**31
@@ -207,6 +209,39 @@ def _check_values(
             raise OpInputError(f"{name} must be positive and finite; got {float(scale)}.")
 
 
+def _specialisations(
+    args: tuple[Any, ...],
+    everything: bool,
+    large: torch.Tensor | None,
+    positions_at: int,
+    table_at: int,
+    cache_at: int,
+    scales_at: tuple[int, ...],
+) -> list[tuple[Any, ...]]:
+    """Flat and paged cache; if ``everything`` with positions and table of either dtype, and scales or none."""
+    table, cache = args[table_at], args[cache_at]
+    tables = (table.dtype, torch.float32) if everything else (table.dtype,)
+    integers = (torch.int64, torch.int32) if everything else (torch.int64,)
+    blocks, *block = cache.shape
+    longer = [cache.new_empty((2 * blocks, *block))]
+    if large is not None:
+        longer.append(large.view(cache.dtype)[: longer[0].numel()].view(longer[0].shape))
+    # Its beginning, and every second block of it: without pages and with.
+    caches = [view for whole in longer for view in (whole[:blocks], whole[::2])]
+    given = everything and any(args[at] is not None for at in scales_at)
+    made = []
+    for chosen, dtype, kv_cache, scaled in itertools.product(
+        tables, integers, caches, (True, False) if given else (True,)
+    ):
+        call = list(args)
+        call[table_at], call[positions_at] = table.to(chosen), args[positions_at].to(dtype)
+        call[cache_at] = kv_cache
+        for at in scales_at:
+            call[at] = args[at] if scaled else None
+        made.append(tuple(call))
+    return made
+
+
 def _stride(tensor: torch.Tensor, dim: int, otherwise: int) -> int:
     # The stride of a dimension of size 1 is arbitrary; a fixed one keeps Triton from compiling anew for it.
     return tensor.stride(dim) if tensor.shape[dim] > 1 else otherwise
@@ -297,6 +332,7 @@ class MlaRopeCache(Op):
         ' ScalarType? q_out_dtype=None, bool is_neox=False, bool pe_first=False, str rounding="none")'
         " -> (Tensor, Tensor)"
     )
+    sizes = SIZES
 
     def check(self, *args: Any) -> None:
         q_nope, q_pe, kv_c, k_pe, positions, table, kv_cache, slots, k_scale, q_scale, q_out_dtype, *_, rounding = args
@@ -360,6 +396,11 @@ class MlaRopeCache(Op):
             **kernel.options,
         )
 
+    def specialisations(
+        self, args: tuple[Any, ...], everything: bool, large: torch.Tensor | None = None
+    ) -> list[tuple[Any, ...]]:
+        return _specialisations(args, everything, large, positions_at=4, table_at=5, cache_at=6, scales_at=(8, 9))
+
     def reference(self, *args: Any) -> tuple[torch.Tensor, ...]:
         return reference.mla_rope_cache(*args)
 
@@ -397,6 +438,7 @@ class MlaRopeCacheInplace(Op):
         " Tensor slot_mapping, Tensor(c!) kv_cache, str kv_cache_dtype, Tensor kv_cache_scale,"
         ' str rounding="act") -> ()'
     )
+    sizes = SIZES
 
     def check(self, *args: Any) -> None:
         positions, q_pe, k_pe, kv_c, table, _, slots, kv_cache, kv_cache_dtype, scale, rounding = args
@@ -447,6 +489,11 @@ class MlaRopeCacheInplace(Op):
             *(cache.block_stride, cache.entry_stride, cache.paged),
             **kernel.options,
         )
+
+    def specialisations(
+        self, args: tuple[Any, ...], everything: bool, large: torch.Tensor | None = None
+    ) -> list[tuple[Any, ...]]:
+        return _specialisations(args, everything, large, positions_at=0, table_at=4, cache_at=7, scales_at=())
 
     def reference(self, *args: Any) -> tuple[torch.Tensor, ...]:
         reference.mla_rope_cache_(*args)

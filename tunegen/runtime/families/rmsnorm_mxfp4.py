@@ -74,6 +74,7 @@ class DynamicMxfp4Quant(Op):
 
     name = "dynamic_mxfp4_quant"
     schema = "(Tensor x) -> (Tensor, Tensor)"
+    sizes = ("hidden_size",)
 
     def check(self, *args: Any) -> None:
         _check_rows("x", args[0], QUANT_DTYPES)
@@ -99,7 +100,13 @@ class DynamicMxfp4Quant(Op):
         return reference.dynamic_mxfp4_quant(args[0])
 
     def inputs(
-        self, shape: Shape, num_tokens: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+        self,
+        shape: Shape,
+        num_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator,
+        variant: str = "none",
     ) -> tuple[Any, ...]:
         size = (num_tokens, shape["hidden_size"])
         return (torch.randn(size, dtype=torch.float32, device=device, generator=generator).to(dtype),)
@@ -107,6 +114,8 @@ class DynamicMxfp4Quant(Op):
 
 class RmsnormMxfp4Quant(Op):
     """RMSNorm of x (or of x + residual), quantised: (q, scales) or (q, scales, residual_out)."""
+
+    sizes = ("hidden_size",)
 
     def __init__(self, residual: bool) -> None:
         self.residual = residual
@@ -171,7 +180,13 @@ class RmsnormMxfp4Quant(Op):
         return reference.rmsnorm_mxfp4_quant(*args)
 
     def inputs(
-        self, shape: Shape, num_tokens: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+        self,
+        shape: Shape,
+        num_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator,
+        variant: str = "none",
     ) -> tuple[Any, ...]:
         size = (num_tokens, shape["hidden_size"])
 
@@ -180,4 +195,4 @@ class RmsnormMxfp4Quant(Op):
 
         tensors = [normal(*size).to(dtype) for _ in range(2 if self.residual else 1)]
         weight = (1.0 + 0.1 * normal(shape["hidden_size"])).to(dtype)
-        return (*tensors, weight, 1e-6, "none")
+        return (*tensors, weight, 1e-6, variant)

@@ -78,15 +78,18 @@ def existing_slots(slot_mapping: torch.Tensor, kv_cache: torch.Tensor, num_token
 
 def write_rows(kv_cache: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> None:
     """Puts the rows of tokens that have a slot into a cache ``[slots, W]`` or ``[blocks, block_size, W]``."""
-    kept = slots >= 0
-    slots, rows = slots[kept], rows[kept]
+    if not kv_cache.numel() or not slots.numel():
+        return
     if kv_cache.element_size() == 1:
         kv_cache, rows = kv_cache.view(torch.uint8), rows.view(torch.uint8)
-    if kv_cache.dim() == 2:
-        kv_cache[slots] = rows
-    else:
-        block_size = kv_cache.shape[1]
-        kv_cache[slots // block_size, slots % block_size] = rows
+    # Choosing rows by a mask would wait for the device, which a captured graph cannot. A token without a slot writes
+    # the row of one that has a slot once more; if none has, slot 0 what it holds.
+    kept = slots >= 0
+    source = torch.where(kept, torch.arange(slots.shape[0], device=slots.device), kept.to(torch.uint8).argmax())
+    slots, rows = slots[source].clamp(min=0), rows[source]
+    block_size = kv_cache.shape[1] if kv_cache.dim() == 3 else 1
+    index = (slots // block_size, slots % block_size) if kv_cache.dim() == 3 else (slots,)
+    kv_cache.index_put_(index, torch.where(kept.any(), rows, kv_cache[index]))
 
 
 def mla_rope_cache(

@@ -1,32 +1,24 @@
-"""Runs a kernel on inputs made to break it, and judges every byte that it writes.
-
-The kernel is any callable that fills outputs: a rendered kernel on a GPU or in the interpreter, an op of an
-emitted pack, the reference itself.
-"""
+"""Calls of the ops that take and return rows (rmsnorm_mxfp4), and the judgement of what they write."""
 
 from __future__ import annotations
 
 import itertools
-import random
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import torch
 
-from tunegen.errors import ConformanceError
-from tunegen.evaluate.truth import failures
-from tunegen.ops import Config, Problem, get_family
+from tunegen.evaluate.conformance._buffers import POISONS, Guarded, bytes_of_storage, difference
+from tunegen.evaluate.conformance._call import Arguments, Launch, Outputs
+from tunegen.evaluate.conformance._pairwise import pairwise
+from tunegen.evaluate.truth.rmsnorm_mxfp4 import failures
+from tunegen.ops import Problem, get_family
 from tunegen.runtime.families import OPS
 from tunegen.runtime.reference.mxfp4 import BLOCK
-from tunegen.targets import Target, get_target
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 Layout = Literal["contiguous", "strided", "offset", "wide"]
-Outputs = tuple[torch.Tensor, ...]
-Arguments = tuple[Any, ...]
-Launch = Callable[[Outputs, Arguments], None]
-Item = TypeVar("Item")
 
 DTYPES: dict[Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
@@ -35,15 +27,8 @@ DTYPES: dict[Dtype, torch.dtype] = {
 }
 LAYOUTS: tuple[Layout, ...] = ("contiguous", "strided", "offset")
 TOKENS = (0, 1, 3, 17, 33, 256)
-POISONS = (0xA5, 0x5A)
-GUARD_BYTES = 256
-GUARD_ROWS = 8
-# What torch.empty gives at least, on every device.
-ALIGNMENT = 16
 # Elements between the rows of the "wide" layout: the third row lies past 2^31 elements.
 WIDE_STRIDE = 2**30 + 64
-# Storages above this size (those of the "wide" layout) are not compared whole.
-SNAPSHOT_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -70,16 +55,7 @@ class Case:
 
     def __str__(self) -> str:
         values = "special" if self.special else "plain"
-        return (
-            f"{self.problem}, {self.problem.rounding}, {self.num_tokens} tokens,"
-            f" {self.dtype}, {self.layout}, {values}, seed {self.seed}"
-        )
-
-
-def fewest_lanes_per_row(target: Target | str, config: Config) -> int:
-    """The fewest lanes a row of a program may be spread over: its lanes divided among its rows."""
-    target = get_target(target) if isinstance(target, str) else target
-    return max(1, int(config["num_warps"]) * target.warp_size // int(config.get("rows", 1)))
+        return f"{self.problem}, {self.num_tokens} tokens, {self.dtype}, {self.layout}, {values}, seed {self.seed}"
 
 
 # --- Inputs ---
@@ -90,7 +66,8 @@ def make_args(case: Case, device: torch.device) -> Arguments:
     op = OPS[case.problem.op]
     generator = torch.Generator().manual_seed(case.seed)
     cpu = torch.device("cpu")
-    args = list(op.inputs(case.problem.sizes, case.num_tokens, DTYPES[case.dtype], cpu, generator))
+    sizes, dtype = case.problem.sizes, DTYPES[case.dtype]
+    args = list(op.inputs(sizes, case.num_tokens, dtype, cpu, generator, case.problem.rounding))
     rows = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor) and arg.dim() == 2]
     weights = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor) and arg.dim() == 1]
     if case.special:
@@ -102,8 +79,6 @@ def make_args(case: Case, device: torch.device) -> Arguments:
         args[i] = _lay_out(args[i], case.layout, order, device)
     for i in weights:
         args[i] = _lay_out(args[i].unsqueeze(0), case.layout, 0, device)[0]
-    if isinstance(args[-1], str):
-        args[-1] = case.problem.rounding
     return tuple(args)
 
 
@@ -239,7 +214,7 @@ def run_case(launch: Launch, case: Case, device: torch.device, lanes_per_row: in
         launch: Runs the kernel on outputs and arguments. It is not called for 0 tokens, as `Op.launch` is not.
         case: The call.
         device: Where the tensors are made.
-        lanes_per_row: See `tunegen.evaluate.truth.failures`.
+        lanes_per_row: See `tunegen.evaluate.truth.rmsnorm_mxfp4.failures`.
     """
     op = OPS[case.problem.op]
     args = make_args(case, device)
@@ -248,11 +223,11 @@ def run_case(launch: Launch, case: Case, device: torch.device, lanes_per_row: in
     if case.num_tokens == 0:
         return [f"output {i} is not empty" for i, output in enumerate(allocated) if output.numel()]
     tensors = [(i, arg) for i, arg in enumerate(args) if isinstance(arg, torch.Tensor)]
-    before = [_bytes_of_storage(tensor).clone() for _, tensor in tensors]
+    before = [bytes_of_storage(tensor).clone() for _, tensor in tensors]
     runs: list[Outputs] = []
     found: list[str] = []
     for poison in POISONS:
-        buffers = [_Guarded(output, poison) for output in allocated]
+        buffers = [Guarded(output, poison) for output in allocated]
         launch(tuple(buffer.output for buffer in buffers), args)
         runs.append(tuple(buffer.output for buffer in buffers))
         found += [
@@ -261,111 +236,15 @@ def run_case(launch: Launch, case: Case, device: torch.device, lanes_per_row: in
             if (problem := buffer.overwritten()) is not None
         ]
     for i, (first, second) in enumerate(zip(*runs, strict=True)):
-        found += _difference(f"output {i}", first, second)
+        found += difference(f"output {i}", first, second)
     for (i, tensor), content in zip(tensors, before, strict=True):
-        if not torch.equal(_bytes_of_storage(tensor), content):
+        if not torch.equal(bytes_of_storage(tensor), content):
             found.append(f"argument {i} was modified")
     found += failures(case.problem, args, runs[0], lanes_per_row)
     return list(dict.fromkeys(found))
 
 
-def check(launch: Launch, case: Case, device: torch.device, lanes_per_row: int) -> None:
-    """Raises ConformanceError, with all that is wrong, unless the kernel is right on the case."""
-    found = run_case(launch, case, device, lanes_per_row)
-    if found:
-        raise ConformanceError("\n  ".join([f"{case}: the outputs are not those of the numerics contract.", *found]))
-
-
-class _Guarded:
-    """An output inside a larger poisoned buffer.
-
-    The guard zones hold a few rows of the output: that is what a kernel that forgets a mask writes past its end.
-    """
-
-    def __init__(self, like: torch.Tensor, poison: int) -> None:
-        size = like.numel() * like.element_size()
-        row = like[0].numel() * like.element_size()
-        self._poison = poison
-        self._start = -(-(GUARD_BYTES + GUARD_ROWS * row) // ALIGNMENT) * ALIGNMENT
-        self._end = self._start + size
-        total = self._end + GUARD_BYTES + GUARD_ROWS * row
-        self._buffer = torch.full((total,), poison, dtype=torch.uint8, device=like.device)
-        self.output = self._buffer[self._start : self._end].view(like.dtype).view(like.shape)
-
-    def overwritten(self) -> str | None:
-        """What has been written outside the output, if anything."""
-        for name, first, zone in (
-            ("before", -self._start, self._buffer[: self._start]),
-            ("after", 0, self._buffer[self._end :]),
-        ):
-            changed = (zone != self._poison).nonzero()
-            if len(changed):
-                at = int(changed[0]) + first
-                distance = f"{-at} bytes before its start" if name == "before" else f"{at} bytes past its end"
-                return f"{len(changed)} guard bytes {name} it overwritten, the first {distance}"
-        return None
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.uint8)
-
-
-def _bytes_of_storage(tensor: torch.Tensor) -> torch.Tensor:
-    """All bytes of a tensor's storage, gaps between rows too, or its own if that is very large."""
-    storage = tensor.untyped_storage()
-    if storage.nbytes() > SNAPSHOT_BYTES:
-        return _bytes(tensor)
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
-
-
-def _difference(name: str, first: torch.Tensor, second: torch.Tensor) -> list[str]:
-    """Bytes that differ between two runs that found different poisons."""
-    a, b = _bytes(first), _bytes(second)
-    differ = a != b
-    if not bool(differ.any()):
-        return []
-    unwritten = (a == POISONS[0]) & (b == POISONS[1])
-    found = []
-    for what, mask in (("not written", unwritten), ("different from run to run", differ & ~unwritten)):
-        count = int(mask.sum())
-        if count:
-            found.append(f"{name}: {count} of {mask.numel()} bytes {what}, first at {mask.nonzero()[0].tolist()}")
-    return found
-
-
 # --- Which cases ---
-
-
-def pairwise(candidates: Sequence[Item], factors: Callable[[Item], Sequence[Hashable]], seed: int = 0) -> list[Item]:
-    """A small subset of the candidates that shows every pair of factor values which the candidates show.
-
-    Faults of kernels sit in one value of one factor (a dtype) or where two meet (a layout and a dtype); all pairs
-    take about as many cases as the two largest factors have values, multiplied, however many factors there are.
-
-    Args:
-        candidates: All combinations that make sense.
-        factors: The factor values of a candidate, always the same number of them.
-        seed: Decides which of the many such subsets it is.
-    """
-    order = list(range(len(candidates)))
-    random.Random(seed).shuffle(order)
-    pairs = [set(itertools.combinations(enumerate(factors(candidate)), 2)) for candidate in candidates]
-    uncovered: set[Any] = set().union(*pairs)
-    chosen: list[int] = []
-    # Candidates that show many new pairs first: fewer are needed.
-    at_least = max(map(len, pairs), default=0)
-    while uncovered:
-        left = []
-        for index in order:
-            new = pairs[index] & uncovered
-            if len(new) >= at_least:
-                chosen.append(index)
-                uncovered -= new
-            elif new:
-                left.append(index)
-        order = left
-        at_least = max(1, at_least * 3 // 4)
-    return [candidates[index] for index in sorted(chosen)]
 
 
 def candidates(
@@ -429,3 +308,13 @@ def _dtypes(problem: Problem) -> tuple[Dtype, ...]:
             continue
         accepted.append(name)
     return tuple(accepted)
+
+
+def first_case(problem: Problem) -> Case:
+    """What a config is tried on before anything else: few tokens, and rows of odd values."""
+    return Case(problem, 7, "bfloat16", "contiguous", special=True)
+
+
+def large_cases(problem: Problem) -> list[Case]:
+    """Calls whose offsets pass 2^31 elements."""
+    return [Case(problem, 3, "bfloat16", "wide", special=True)]

@@ -1,42 +1,37 @@
-"""Calls of mla_rope_cache and mla_rope_cache_ made to break a kernel, and the judgement of every byte it writes.
-
-As `tunegen.evaluate.conformance` is to the ops that return rows: here arguments are written too.
-"""
+"""Calls of mla_rope_cache and mla_rope_cache_, and the judgement of what they write, in their arguments too."""
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
+from tunegen.evaluate.conformance._buffers import POISONS, SNAPSHOT_BYTES, Guarded, difference
+from tunegen.evaluate.conformance._call import Arguments, Launch
 from tunegen.evaluate.truth.mla_rope import failures
 from tunegen.ops import Problem
-from tunegen.runtime.families._op import Op
-from tunegen.runtime.families.mla_rope import MlaRopeCache, MlaRopeCacheInplace, Variant
+from tunegen.runtime.families import OPS, Op
+from tunegen.runtime.families.mla_rope import Variant
 from tunegen.runtime.reference.mla_rope import FP8_DTYPES
 
 Layout = Literal["slices", "contiguous", "offset", "wide"]
 CacheLayout = Literal["flat", "paged", "gaps", "wide"]
 Slots = Literal["shuffled", "negative", "outside"]
-Launch = Callable[[tuple[torch.Tensor, ...], tuple[Any, ...]], None]
 
-OPS: dict[str, Op] = {op.name: op for op in (MlaRopeCache(), MlaRopeCacheInplace())}
+# Arguments, by position, that an op writes.
 WRITTEN = {"mla_rope_cache": (6,), "mla_rope_cache_": (1, 2, 7)}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
-POISONS = (0xA5, 0x5A)
-GUARD_BYTES = 4096
 BLOCK_SIZE = 4
 # Positions that a test may have; cos and sin differ in all of them, and in all pairs.
 TABLE_ROWS = 512
 # Elements between rows of the "wide" layouts: the third row lies past 2^31 elements.
 WIDE_STRIDE = 2**30 + 64
-# Storages above this size (those of the wide layouts) are not compared whole.
-SNAPSHOT_BYTES = 2**28
+CACHE_GUARD_BYTES = 4096
 SCALES = (0.03, 1 / 3, 0.0071, 2.0)
 
 
@@ -62,6 +57,7 @@ class Case:
             ``"outside"``: for every third one past the cache's end.
         scaled: fp8 comes with scales; without, k_scale and q_scale are None (the in-place op always has one).
         special: NaN, Inf, signed zeros, tiny and huge values among the random ones.
+        fp8: Dtype that the kernel's target has for e4m3.
         seed: Of the random values.
     """
 
@@ -78,7 +74,13 @@ class Case:
     slots: Slots = "shuffled"
     scaled: bool = True
     special: bool = False
+    fp8: str = "float8_e4m3fn"
     seed: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """k tokens."""
+        return self.tokens
 
     @property
     def op(self) -> Op:
@@ -87,7 +89,7 @@ class Case:
 
     def __str__(self) -> str:
         return (
-            f"{self.problem}, {self.problem.rounding}, {self.queries} of {self.tokens} tokens ({self.mapped} mapped),"
+            f"{self.problem}, {self.queries} of {self.tokens} tokens ({self.mapped} mapped),"
             f" {self.dtype}, {self.layout}, cache {self.cache}, table {self.table}, slots {self.slots},"
             f" {'special' if self.special else 'plain'}, seed {self.seed}"
         )
@@ -96,8 +98,9 @@ class Case:
 # --- Arguments ---
 
 
-def make_args(case: Case, device: torch.device, fp8: torch.dtype) -> tuple[Any, ...]:
-    """The op's arguments; the same values on every device. ``fp8`` is what the target calls e4m3."""
+def make_args(case: Case, device: torch.device) -> Arguments:
+    """The op's arguments; the same values on every device."""
+    fp8: torch.dtype = getattr(torch, case.fp8)
     sizes, variant = case.problem.sizes, Variant.parse(case.problem.rounding)
     heads, rank, rope_dim = sizes["num_heads"], sizes["kv_lora_rank"], sizes["rope_dim"]
     act = DTYPES[case.dtype]
@@ -184,7 +187,7 @@ def _make_cache(
         entry = width + 16 if case.cache == "gaps" else width
         block = BLOCK_SIZE * entry + (48 if case.cache == "gaps" else 0)
         shape, strides = (slots // BLOCK_SIZE, BLOCK_SIZE, width), (block, entry, 1)
-    guard = GUARD_BYTES // itemsize
+    guard = CACHE_GUARD_BYTES // itemsize
     size = 2 * guard + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
     if case.cache == "wide":
         buffer = torch.empty(size, dtype=dtype, device=device)
@@ -222,11 +225,7 @@ def _make_special(values: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def run_case(
-    launch: Launch,
-    case: Case,
-    device: torch.device,
-    fp8: torch.dtype = torch.float8_e4m3fn,
-    judge_values: bool = True,
+    launch: Launch, case: Case, device: torch.device, lanes_per_row: int = 0, judge_values: bool = True
 ) -> list[str]:
     """What is wrong with a kernel on one case; empty if nothing is.
 
@@ -236,11 +235,11 @@ def run_case(
         launch: Runs the kernel on outputs and arguments. It is not called for 0 tokens, as `Op.launch` is not.
         case: The call.
         device: Where the tensors are made.
-        fp8: The e4m3 of the kernel's target.
+        lanes_per_row: Of no effect: there are no reductions here.
         judge_values: Judge what was written, not only where: false for a traffic twin.
     """
     op = case.op
-    args = make_args(case, device, fp8)
+    args = make_args(case, device)
     op.check(*args)
     if op.variant(*args) != case.problem.rounding or op.shape(*args) != case.problem.sizes:
         return [f"the call is of {op.shape(*args)}, {op.variant(*args)}"]
@@ -256,14 +255,13 @@ def run_case(
     for poison in POISONS:
         for i in written:
             _bits(args[i]).copy_(_bits(before[i]))
-        guarded = [_Guarded(output, poison) for output in allocated]
+        guarded = [Guarded(output, poison) for output in allocated]
         launch(tuple(g.output for g in guarded), args)
         runs.append([*(g.output.clone() for g in guarded), *(args[i].clone() for i in written)])
-        found += [f"output {i}: written outside of it" for i, g in enumerate(guarded) if g.overwritten()]
-    for i, (first, second) in enumerate(zip(*runs, strict=True)):
-        if not torch.equal(_bits(first), _bits(second)):
-            found.append(f"{i}: not written everywhere, or different from run to run")
-    outputs = runs[0][: len(allocated)]
+        found += [f"output {i}: {wrong}" for i, g in enumerate(guarded) if (wrong := g.overwritten()) is not None]
+    names = [*(f"output {i}" for i in range(len(allocated))), *(f"argument {i}" for i in written)]
+    for name, first, second in zip(names, *runs, strict=True):
+        found += difference(name, first, second)
     after = list(args)
     for i, value in zip(written, runs[0][len(allocated) :], strict=True):
         after[i] = value
@@ -273,22 +271,8 @@ def run_case(
         f"argument {i}: written outside of it" for i in tensors if not torch.equal(_storage(args[i]), snapshots[i])
     ]
     if judge_values:
-        found += failures(case.problem, before, after, outputs)
+        found += failures(case.problem, before, after, runs[0][: len(allocated)])
     return list(dict.fromkeys(found))
-
-
-class _Guarded:
-    """An output inside a larger poisoned buffer."""
-
-    def __init__(self, like: torch.Tensor, poison: int) -> None:
-        size = like.numel() * like.element_size()
-        self._poison, self._end = poison, GUARD_BYTES + size
-        self._buffer = torch.full((size + 2 * GUARD_BYTES,), poison, dtype=torch.uint8, device=like.device)
-        self.output = self._buffer[GUARD_BYTES : self._end].view(like.dtype).view(like.shape)
-
-    def overwritten(self) -> bool:
-        zones = (self._buffer[:GUARD_BYTES], self._buffer[self._end :])
-        return any(bool((zone != self._poison).any()) for zone in zones)
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -305,8 +289,11 @@ def _storage(tensor: torch.Tensor) -> torch.Tensor:
 # --- Which cases ---
 
 
-def candidates(problems: Sequence[Problem], tokens: Sequence[int], seed: int = 0) -> Iterator[Case]:
+def candidates(
+    problems: Sequence[Problem], tokens: Sequence[int], fp8: str = "float8_e4m3fn", seed: int = 0
+) -> list[Case]:
     """Combinations to choose from with `tunegen.evaluate.conformance.pairwise`; each has a seed of its own."""
+    cases = []
     rest = itertools.product(
         ("bfloat16", "float16"),
         ("slices", "contiguous", "offset"),
@@ -322,11 +309,22 @@ def candidates(problems: Sequence[Problem], tokens: Sequence[int], seed: int = 0
             mixed = chooser.random() < 0.4
             queries = chooser.randint(0, count) if mixed else count
             mapped = chooser.randint(0, count) if mixed else count
-            yield Case(
-                *(problem, queries, count, mapped, dtype, layout, cache, table),  # type: ignore[arg-type]
-                *(chooser.random() < 0.5, chooser.random() < 0.5, slots, chooser.random() < 0.7, special),  # type: ignore[arg-type]
-                seed=chooser.randrange(2**20),
-            )
+            flags = (chooser.random() < 0.5, chooser.random() < 0.5, slots, chooser.random() < 0.7, special)
+            # mypy cannot match what is unpacked with the fields.
+            case = Case(problem, queries, count, mapped, dtype, layout, cache, table, *flags)  # type: ignore[arg-type]
+            cases.append(replace(case, fp8=fp8, seed=chooser.randrange(2**20)))
+    return cases
+
+
+def first_case(problem: Problem, fp8: str) -> Case:
+    """What a config is tried on before anything else: few tokens, of which one has no slot, and odd values."""
+    return Case(problem, 6, 7, 6, slots="negative", special=True, fp8=fp8)
+
+
+def large_cases(problem: Problem, fp8: str) -> list[Case]:
+    """Calls whose offsets pass 2^31 elements."""
+    case = Case(problem, 3, 3, 3, fp8=fp8)
+    return [replace(case, layout="wide"), replace(case, cache="wide")]
 
 
 def case_factors(case: Case) -> tuple[Hashable, ...]:
