@@ -14,6 +14,7 @@ from tunegen.execute.decode import Program, decode
 from tunegen.execute.listing import parse_listing
 from tunegen.execute.machine import Dispatch, Machine, Options
 from tunegen.execute.memory import GlobalMemory, Region
+from tunegen.execute.waves import LANES
 
 _FORMATS = {
     "i1": np.int8,
@@ -31,6 +32,7 @@ _FORMATS = {
     "fp64": np.float64,
 }
 DEFAULTS = Options()
+SCRATCH_POINTERS = 2
 
 
 @functools.lru_cache(maxsize=512)
@@ -68,7 +70,7 @@ def execute(
     """
     program = program_of(text)
     memory = GlobalMemory()
-    kernarg = _kernarg(program, memory, arguments)
+    kernarg = _kernarg(program, memory, arguments, _hidden(grid, waves, lds_size), options.seed)
     length = program.listing.descriptor.get("user_sgpr_kernarg_preload_length", 0)
     words = np.zeros(max(length, -(-len(kernarg) // 4)), np.uint32)
     words.view(np.uint8)[: len(kernarg)] = kernarg
@@ -77,16 +79,39 @@ def execute(
     Machine(program, memory, dispatch, options).run()
 
 
-def _kernarg(program: Program, memory: GlobalMemory, arguments: Sequence[tuple[str, Any]]) -> Any:
+def _hidden(grid: tuple[int, int, int], waves: int, lds_size: int) -> dict[str, int]:
+    """The hidden arguments that a launch has a value for (LLVM's guide, "AMDHSA Code Object V5 Kernel Argument")."""
+    dims = 3 if grid[2] > 1 else 2 if grid[1] > 1 else 1
+    hidden = {"hidden_grid_dims": dims, "hidden_dynamic_lds_size": lds_size}
+    for dimension, count, size in zip("xyz", grid, (waves * LANES, 1, 1), strict=True):
+        hidden[f"hidden_block_count_{dimension}"] = count
+        hidden[f"hidden_group_size_{dimension}"] = size
+        hidden[f"hidden_remainder_{dimension}"] = 0
+        hidden[f"hidden_global_offset_{dimension}"] = 0
+    return hidden
+
+
+def _kernarg(
+    program: Program,
+    memory: GlobalMemory,
+    arguments: Sequence[tuple[str, Any]],
+    hidden: dict[str, int],
+    seed: int,
+) -> Any:
     """The kernarg segment; the tensors and itself become the kernel's memory."""
     listing = program.listing
-    segment = np.zeros(listing.kernarg_size, np.uint8)
+    segment = np.random.default_rng(seed).integers(0, 256, listing.kernarg_size, np.uint8)
+    slots = [slot for slot in listing.arguments if not slot.kind.startswith("hidden_")]
     # Triton adds pointers to scratch memory behind the arguments; kernels here use none, and they are null.
-    if len(arguments) > len(listing.arguments):
-        raise UsageError(
-            f"The kernel {listing.name} has {len(listing.arguments)} arguments; {len(arguments)} were given."
-        )
-    for number, ((kind, value), slot) in enumerate(zip(arguments, listing.arguments, strict=False)):
+    if not len(arguments) <= len(slots) <= len(arguments) + SCRATCH_POINTERS:
+        raise UsageError(f"The kernel {listing.name} has {len(slots)} arguments; {len(arguments)} were given.")
+    for slot in slots[len(arguments) :]:
+        segment[slot.offset : slot.offset + slot.size] = 0
+    for slot in listing.arguments:
+        if slot.kind in hidden:
+            value = hidden[slot.kind].to_bytes(slot.size, "little")
+            segment[slot.offset : slot.offset + slot.size] = np.frombuffer(value, np.uint8)
+    for number, ((kind, value), slot) in enumerate(zip(arguments, slots, strict=False)):
         if kind.startswith("*"):
             if not isinstance(value, torch.Tensor) or value.device.type != "cpu":
                 raise UsageError(f"Argument {number} of {listing.name} must be a tensor on the CPU; got {value!r}.")

@@ -16,8 +16,8 @@ from tunegen.execute.waves import LANES, Waves
 
 # More waves than these at once and their registers no longer fit a core's cache.
 WAVES_AT_ONCE = 192
-# Blocks that a launch may take: what takes more does not end.
-MOST_BLOCKS = 1_000_000
+# Blocks that a batch of workgroups may take: what takes more does not end.
+MOST_BLOCKS = 100_000
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ HAZARDS: dict[tuple[str, str], Hazard] = {
     (PARTIAL, "valu"): Hazard(1, "VALU reads it or writes another part"),
     (WIDE_STORE, "valu write"): Hazard(2, "VALU overwrites it"),
 }
-LONGEST = max(hazard.states for hazard in HAZARDS.values())
+# What the counters count up to: 6 bits of vmcnt, 4 of lgkmcnt.
+MOST_UNDER_WAY: dict[str, int] = {"vmcnt": 63, "lds": 15}
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,9 @@ class Scoreboard:
         """A memory instruction goes out; its result comes to the registers."""
         number = self.issued[counter]
         self.issued[counter] = number + 1
+        # A wave whose counter is full waits with its next memory instruction.
+        if counter in MOST_UNDER_WAY and number >= MOST_UNDER_WAY[counter]:
+            self._arrive(counter, number + 1 - MOST_UNDER_WAY[counter])
         for register in registers:
             self.pending[register] = (counter, number)
 

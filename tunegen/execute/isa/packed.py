@@ -199,8 +199,8 @@ def _mixed(instruction: Instruction) -> Step:
         else:
             waves.set_v(index, (half << np.uint32(16)) | (old & np.uint32(0xFFFF)))
 
-    partial = registers_of(destination) if name != "v_fma_mix_f32" else ()
-    return vector_step(instruction, run, sources, [destination], partial=partial)
+    kept = registers_of(destination) if name != "v_fma_mix_f32" else ()
+    return vector_step(instruction, run, sources, [destination], implicit_reads=kept)
 
 
 def _mix_source(operand: Operand, is_half: int, which: int) -> Reader:
