@@ -22,12 +22,14 @@ class Program:
         steps: Its instructions.
         ends: For each step, the index behind the block that it is in: where waves may come together or part.
         num_vectors: Vector registers that it names, accumulation ones included.
+        lds_unit: Bytes of the unit in which LDS is accessed: 4, or 1 if some access takes less.
     """
 
     listing: Listing
     steps: list[Step]
     ends: list[int]
     num_vectors: int
+    lds_unit: int
 
 
 def decode(listing: Listing) -> Program:
@@ -45,7 +47,9 @@ def decode(listing: Listing) -> Program:
     ordered = sorted(cuts | {len(steps)})
     ends = [ordered[bisect.bisect_right(ordered, i)] for i in range(len(steps))]
     used = [register for step in steps for register in step.registers if register < 512]
-    return Program(listing, steps, ends, max(used, default=0) + 1)
+    sizes = [local.least_access(step.instruction.name) for step in steps]
+    unit = 1 if any(size is not None and size < 4 for size in sizes) else 4
+    return Program(listing, steps, ends, max(used, default=0) + 1, unit)
 
 
 def decode_instruction(instruction: Instruction, listing: Listing) -> Step:

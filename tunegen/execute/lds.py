@@ -7,7 +7,7 @@ operation that is still under way at a barrier (no s_waitcnt) counts for the tim
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from tunegen.execute.errors import ExecutionError
 
 if TYPE_CHECKING:
     from tunegen.execute.waves import Mask, Waves
+
+Units: TypeAlias = "NDArray[np.uint8] | NDArray[np.uint32]"
 
 # Stamps are an epoch and, in the low bits, the waves of that epoch, one bit for each of the 16 a workgroup may have.
 _WHO = 16
@@ -26,27 +28,39 @@ class LocalMemory:
     """LDS of some workgroups.
 
     Args:
-        data: Its bytes, uint8 [workgroups, size]: poison.
+        data: What it holds, unsigned integers of ``unit`` bytes [workgroups, units]: poison.
+        size: Bytes a workgroup.
+        unit: 4 where the program accesses whole dwords alone, otherwise 1.
     """
 
-    def __init__(self, data: NDArray[np.uint8]) -> None:
-        self.workgroups, self.size = data.shape
+    def __init__(self, data: Units, size: int) -> None:
+        self._size = size
+        self.unit = data.itemsize
+        self._units = data.shape[1]
         self._data = data.reshape(-1)
         self._written = np.zeros(data.size, np.int64)
         self._read = np.zeros(data.size, np.int64)
 
     def indices(self, waves: Waves, addresses: NDArray[np.uint32], size: int, mask: Mask) -> NDArray[np.int64]:
-        """Positions of the bytes that active lanes access, int64 [k, size]; raises ExecutionError outside of LDS."""
-        at = addresses[mask].astype(np.int64)
-        if len(at) and int(at.max()) + size > self.size:
-            raise ExecutionError(
-                f"It accesses {size} bytes at LDS address {int(at.max())}; the workgroup has {self.size} bytes of LDS."
-            )
-        workgroup = np.broadcast_to(waves.workgroup[:, None], mask.shape)[mask]
-        return (workgroup * self.size + at)[:, None] + np.arange(size)
+        """Positions of the units that active lanes access, int64 [k, size / unit].
 
-    def load(self, waves: Waves, indices: NDArray[np.int64], mask: Mask) -> NDArray[np.uint8]:
-        """Bytes at `indices`, uint8 [k, size]."""
+        Raises:
+            ExecutionError: Some are outside of LDS.
+        """
+        at = addresses[mask].astype(np.int64)
+        if len(at) and int(at.max()) + size > self._size:
+            raise ExecutionError(
+                f"It accesses {size} bytes at LDS address {int(at.max())}; the workgroup has {self._size} bytes of LDS."
+            )
+        if self.unit > 1:
+            if (at % self.unit).any():
+                raise ExecutionError("An LDS access of dwords that is not aligned to them is not modelled.")
+            at //= self.unit
+        start = waves.workgroup[np.nonzero(mask)[0]] * self._units + at
+        return start[:, None] + np.arange(size // self.unit)
+
+    def load(self, waves: Waves, indices: NDArray[np.int64], mask: Mask) -> Units:
+        """What is at `indices`."""
         now, who = self._stamps(waves, mask)
         # Of waves that wrote one value each reads what it wrote.
         written = self._written[indices]
@@ -54,8 +68,8 @@ class LocalMemory:
         self._note(self._read, indices, now, who)
         return self._data[indices]
 
-    def store(self, waves: Waves, indices: NDArray[np.int64], values: NDArray[np.uint8], mask: Mask) -> None:
-        """Writes bytes at `indices`."""
+    def store(self, waves: Waves, indices: NDArray[np.int64], values: Units, mask: Mask) -> None:
+        """Writes at `indices`."""
         now, who = self._stamps(waves, mask)
         self._conflict(self._read[indices], now, who, "writes", "has read")
         changed = self._data[indices] != values
@@ -97,8 +111,11 @@ class LocalMemory:
     def _note(
         stamps: NDArray[np.int64], indices: NDArray[np.int64], now: NDArray[np.int64], who: NDArray[np.int64]
     ) -> None:
-        # Wave by wave: several may access one byte in this very instruction.
-        for wave in np.unique(who):
-            chosen = who[:, 0] == wave
-            at = indices[chosen]
-            stamps[at] = np.maximum(stamps[at], now[chosen]) | wave
+        marked = np.maximum(stamps[indices], now) | who
+        stamps[indices] = marked
+        # Several waves may access one byte in this very instruction: those that were overwritten come again.
+        lost = (stamps[indices] & who) == 0
+        while lost.any():
+            at, bits = indices[lost], np.broadcast_to(who, lost.shape)[lost]
+            stamps[at] |= bits
+            lost &= (stamps[indices] & who) == 0

@@ -109,7 +109,8 @@ class Machine:
     def _run_batch(self, first: int, count: int) -> None:
         self.first = first
         size = self._dispatch.lds_size
-        self.lds = LocalMemory(self.poison((count, -(-size // 4))).view(np.uint8).copy()[:, :size])
+        dtype = np.uint32 if self._program.lds_unit == 4 else np.uint8
+        self.lds = LocalMemory(self.poison((count, -(-size // 4))).view(dtype).copy(), size)
         waves = np.arange(self._dispatch.waves)
         if self._options.shuffle:
             groups = [self._start(np.arange(count), np.full(count, wave)) for wave in waves]

@@ -27,7 +27,7 @@ def decode(instruction: Instruction, arch: str) -> Step | None:
     if name == "v_writelane_b32":
         return _write_lane(instruction)
     if name in ("v_permlane32_swap_b32", "v_permlane16_swap_b32") and arch == "gfx950":
-        return _swap(instruction, 32 if "32" in name[:11] else 16)
+        return _swap(instruction, 32 if name.startswith("v_permlane32") else 16)
     if name == "v_swap_b32":
         return _swap_registers(instruction)
     if name == "v_nop":

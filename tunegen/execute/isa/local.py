@@ -46,6 +46,13 @@ WRITES: dict[str, tuple[int, int]] = {
 _TWO = re.compile(r"ds_(read|write)2(st64)?_b(32|64)")
 
 
+def least_access(name: str) -> int | None:
+    """Bytes of an access to LDS by an instruction; None if it makes none."""
+    if name in READS or name in WRITES:
+        return (READS.get(name) or WRITES[name])[0]
+    return 4 if _TWO.fullmatch(name) else None
+
+
 def decode(instruction: Instruction, arch: str) -> Step | None:
     """The step of a DS instruction; None if it is of another family."""
     name = instruction.name
@@ -101,12 +108,16 @@ def _read(instruction: Instruction, size: int, signed: bool, half: int | None, o
             indices = memory.indices(waves, _at(waves, base, offset), size, mask)
             data = memory.load(waves, indices, mask)
             _note(waves, False, indices, mask)
-            padded = data if size >= 4 else np.pad(data, ((0, 0), (0, 4 - size)))
-            dwords = np.ascontiguousarray(padded).view(np.uint32)
+            if size < 4:
+                data = np.pad(data, ((0, 0), (0, 4 - size)))
+            dwords = np.ascontiguousarray(data).view(np.uint32)
             for i in range(each):
                 register = index + number * each + i
-                value = np.zeros(mask.shape, np.uint32)
-                value[mask] = dwords[:, i]
+                if waves.full:
+                    value = dwords[:, i].reshape(mask.shape)
+                else:
+                    value = np.zeros(mask.shape, np.uint32)
+                    value[mask] = dwords[:, i]
                 waves.set_v(register, extend(value, size, signed, half, waves.v[register]))
 
     reads = registers_of(address) + (registers_of(destination) if half is not None else [])
@@ -128,7 +139,7 @@ def _write(instruction: Instruction, size: int, half: int, offsets: list[int]) -
         for start, offset in zip(starts, offsets, strict=True):
             indices = memory.indices(waves, _at(waves, base, offset), size, mask)
             dwords = np.stack([waves.v[start + i][mask] >> np.uint32(16 * half) for i in range(each)], axis=1)
-            values = np.ascontiguousarray(dwords).view(np.uint8)[:, :size]
+            values = dwords if memory.unit == 4 else np.ascontiguousarray(dwords).view(np.uint8)[:, :size]
             memory.store(waves, indices, values, mask)
             _note(waves, True, indices, mask)
 
