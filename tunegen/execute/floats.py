@@ -172,6 +172,9 @@ def _exponent(a: F32) -> NDArray[np.int32]:
 def div_scale(source: F32, denominator: F32, numerator: F32) -> tuple[F32, NDArray[np.bool_]]:
     """v_div_scale_f32: numerator or denominator, scaled so that the quotient is a normal number; and if so scaled that
     v_div_fmas has to scale back.
+
+    Where both the reciprocal and the quotient are subnormal, the denominator is scaled down: the documents have it
+    scaled up, to infinity, with which no division could be right.
     """
     wide = numerator.astype(np.float64) / denominator
     tiny = 2.0**-126
@@ -199,7 +202,7 @@ def div_scale(source: F32, denominator: F32, numerator: F32) -> tuple[F32, NDArr
             np.full_like(value, np.nan),
             np.where(scales_denominator, up, value),
             up,
-            np.where(scales_denominator, up, value),
+            np.where(scales_denominator, down, value),
             down,
             np.where(scales_numerator, up, value),
             up,
@@ -223,13 +226,18 @@ def div_fmas(a: F32, b: F32, c: F32, scale_back: NDArray[np.bool_]) -> F32:
 
 
 def div_fixup(quotient: F32, denominator: F32, numerator: F32) -> F32:
-    """v_div_fixup_f32: the quotient, with the special cases of a division put right."""
+    """v_div_fixup_f32: the quotient, with the special cases of a division put right.
+
+    The documents name an overflow among them and leave out when it is; here, when no quotient of such exponents is
+    finite.
+    """
     sign = (bits(denominator) ^ bits(numerator)) & SIGN
     a, b = np.abs(denominator), np.abs(numerator)
     invalid = ((a == 0) & (b == 0)) | (np.isinf(a) & np.isinf(b))
-    infinite = (a == 0) | np.isinf(b)
+    difference = _exponent(numerator) - _exponent(denominator)
     zero = np.isinf(a) | (b == 0)
-    underflow = _exponent(numerator) - _exponent(denominator) < -150
+    infinite = (a == 0) | np.isinf(b) | (~zero & (difference > 128) & (_exponent(denominator) > 0))
+    underflow = difference < -150
     result = np.select(
         [numerator != numerator, denominator != denominator, invalid, infinite, zero | underflow],
         [bits(numerator) | QUIET, bits(denominator) | QUIET, np.uint32(0xFFC00000), sign | INFINITY, sign],
