@@ -17,12 +17,50 @@ from tunegen.execute.waves import Waves
 LDS_BYTES = 4096
 # Zeros, subnormals, the edges of normal numbers, ties of every format, infinities, quiet and signalling NaNs.
 EDGES = np.array(
-    [0.0, 2.0**-149, 2.0**-133, 2.0**-126, 2.0**-125, 2.0**-64, 2.0**-24, 2.0**-14, 0.25, 0.5, 0.75, 1.0]
-    + [1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 6.5, 7.0, 240.0, 448.0, 464.0, 480.0, 65504.0, 65520.0]
-    + [1.0 + 2.0**-23, 1.0 + 2.0**-8, 2.0**24 + 2, 2.0**64, 2.0**127, 3.4028234663852886e38, np.inf],
+    [
+        0.0,
+        2.0 ** (-149),
+        2.0 ** (-133),
+        2.0 ** (-126),
+        2.0 ** (-125),
+        2.0 ** (-64),
+        2.0 ** (-24),
+        2.0 ** (-14),
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+        1.25,
+        1.5,
+        1.75,
+        2.0,
+        2.5,
+        3.0,
+        3.5,
+        4.0,
+        5.0,
+        6.0,
+        6.5,
+        7.0,
+        240.0,
+        448.0,
+        464.0,
+        480.0,
+        65504.0,
+        65520.0,
+        1.0 + 2.0 ** (-23),
+        1.0 + 2.0 ** (-8),
+        2.0**24 + 2,
+        2.0**64,
+        2.0**127,
+        3.4028234663852886e38,
+        np.inf,
+    ],
     np.float32,
 )
-EDGES = np.concatenate([EDGES, -EDGES, np.array([0x7FC00000, 0xFFC12345, 0x7F800001, 0xFF812345], np.uint32).view("f4")])
+EDGES = np.concatenate(
+    [EDGES, -EDGES, np.array([0x7FC00000, 0xFFC12345, 0x7F800001, 0xFF812345], np.uint32).view("f4")]
+)
 
 
 def machine(arch: str = "gfx950", **options: Any) -> Machine:
@@ -68,7 +106,9 @@ def edges(rng: np.random.Generator, shape: tuple[int, ...] = (4, 64)) -> np.ndar
 
 def words(rng: np.random.Generator, shape: tuple[int, ...] = (4, 64)) -> np.ndarray:
     """uint32: edges, and random ones."""
-    special = np.array([0, 1, 2, 31, 32, 33, 0x7FFFFFFF, 0x80000000, 0x80000001, 0xFFFFFFFF, 0xFFFF, 0x10000], np.uint32)
+    special = np.array(
+        [0, 1, 2, 31, 32, 33, 0x7FFFFFFF, 0x80000000, 0x80000001, 0xFFFFFFFF, 0xFFFF, 0x10000], np.uint32
+    )
     return np.where(rng.random(shape) < 0.4, rng.choice(special, shape), rng.integers(0, 2**32, shape, np.uint32))
 
 

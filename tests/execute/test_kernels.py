@@ -134,9 +134,7 @@ def outputs_of(
     """What a kernel gives for random bf16 rows."""
     op = OPS[problem.op]
     kernel = executed(load_kernel(render(problem, GFX950, config).write(folder)), GFX950, options)
-    args = op.inputs(
-        problem.sizes, tokens, torch.bfloat16, torch.device("cpu"), torch.Generator().manual_seed(0)
-    )
+    args = op.inputs(problem.sizes, tokens, torch.bfloat16, torch.device("cpu"), torch.Generator().manual_seed(0))
     outputs = op.allocate(*args)
     op.launch(kernel, UNITS, outputs, *args)
     return outputs

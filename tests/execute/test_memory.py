@@ -125,7 +125,9 @@ def test_an_access_outside_of_the_tensors_is_an_error(tensor: torch.Tensor, offs
     waves.v[22] = lanes(address & np.uint64(0xFFFFFFFF))
     waves.v[23] = lanes(address >> np.uint64(32))
     text = "global_store_dword v[22:23], v0, off" if writes else "global_load_dword v0, v[22:23], off"
-    with pytest.raises(ExecutionError, match=f"{'writes' if writes else 'reads'} 4 bytes outside .* byte {offset} of x"):
+    with pytest.raises(
+        ExecutionError, match=f"{'writes' if writes else 'reads'} 4 bytes outside .* byte {offset} of x"
+    ):
         run(waves, text)
 
 
@@ -195,7 +197,7 @@ def test_lds(write: str, read: str, size: int) -> None:
     for i in range(4):
         waves.v[i] = words(rng, (2, 64))
         waves.v[4 + i] = np.zeros((2, 64), np.uint32)
-    step = 4 if "2" in write.split()[0][8:10] and "b32" in write else 8 if "write2_b64" in write else size
+    step = 4 if "2" in write.split(maxsplit=1)[0][8:10] and "b32" in write else 8 if "write2_b64" in write else size
     waves.v[20] = np.stack([rng.permutation(64), rng.permutation(64)]).astype(np.uint32) * step
     run(waves, write, read, "s_waitcnt lgkmcnt(0)")
     mask = np.uint32(2 ** (8 * min(size, 4)) - 1)
@@ -266,7 +268,7 @@ def test_lds_that_waves_read_together_or_write_alike_is_no_race() -> None:
     waves.v[0] = np.stack([np.arange(64), np.arange(64)]).astype(np.uint32)
     run(waves, "ds_write_b32 v21, v0", "ds_read_b32 v1, v21", "s_waitcnt lgkmcnt(0)")
     assert (waves.v[1] == waves.v[0]).all()
-    with pytest.raises(ExecutionError, match="wave 0 has read|wave 1 has read"):
+    with pytest.raises(ExecutionError, match=r"wave [01] has read"):
         run(waves, "v_mov_b32_e32 v2, 5", "ds_write_b32 v21, v2")
 
 
@@ -280,7 +282,7 @@ def test_permutes(active: int) -> None:
         waves.v[i] = np.full((1, 64), 9, np.uint32)
     set_exec(waves, active)
     run(waves, "ds_bpermute_b32 v0, v2, v1", "ds_swizzle_b32 v3, v1 offset:swizzle(SWAP,16)")
-    run(waves, "ds_permute_b32 v4, v2, v1", "ds_swizzle_b32 v5, v1 offset:swizzle(BITMASK_PERM,\"00p1i\")")
+    run(waves, "ds_permute_b32 v4, v2, v1", 'ds_swizzle_b32 v5, v1 offset:swizzle(BITMASK_PERM,"00p1i")')
     run(waves, "ds_swizzle_b32 v6, v1 offset:swizzle(QUAD_PERM,3,0,0,1)", "s_waitcnt lgkmcnt(0)")
 
     def value(lane: int) -> int:
@@ -346,9 +348,7 @@ def test_waits(lines: list[str], good: bool) -> None:
         "LDS": "ds_read_b32 {}, v20",
         "SMEM": "s_load_dword {}, s[8:9], 0x0",
     }
-    texts = [
-        forms[line.split()[0]].format(line.split()[1]) if line.split()[0] in forms else line for line in lines
-    ]
+    texts = [forms[line.split()[0]].format(line.split()[1]) if line.split()[0] in forms else line for line in lines]
     if good:
         run(waves, *texts)
         return

@@ -16,6 +16,7 @@ from tunegen.evaluate.conformance.rows import Case
 from tunegen.evaluate.interpreter import UNITS
 from tunegen.execute.driver import Executed
 from tunegen.execute.errors import ExecutionError, ListingError
+from tunegen.execute.launch import DEFAULTS
 from tunegen.execute.machine import Options
 from tunegen.ops import Problem, get_family
 from tunegen.runtime.families import OPS
@@ -38,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kernels")
 
 
-def outcome(folder: Path, mutate: Callable[[str], str], options: Options = Options()) -> list[str]:
+def outcome(folder: Path, mutate: Callable[[str], str], options: Options = DEFAULTS) -> list[str]:
     """What is wrong with the mutated kernel: failures of the case, or the executor's error."""
     kernel = kernel_in(folder)
     op = OPS[PROBLEM.op]
@@ -128,7 +129,10 @@ MUTATIONS: dict[str, tuple[Callable[[str], str], str]] = {
         "bytes of LDS",
     ),
     "row mask of DPP": (replaced("row_bcast:31 row_mask:0xf", "row_bcast:31 row_mask:0x7", 0), WRONG),
-    "bank mask of DPP": (replaced("row_shr:4 row_mask:0xf bank_mask:0xa", "row_shr:4 row_mask:0xf bank_mask:0x2", 1), WRONG),
+    "bank mask of DPP": (
+        replaced("row_shr:4 row_mask:0xf bank_mask:0xa", "row_shr:4 row_mask:0xf bank_mask:0x2", 1),
+        WRONG,
+    ),
     "lanes shifted by one too few": (replaced("row_shr:8", "row_shr:7", 0), WRONG),
     "load one element late": (
         replaced(r"(buffer_load_dwordx4 v\[\d+:\d+\], v\d+, s\[\d+:\d+\], 0 offen)", r"\1 offset:2", 0),
@@ -142,17 +146,26 @@ MUTATIONS: dict[str, tuple[Callable[[str], str], str]] = {
         replaced(r"(buffer_store_dword v\d+, v\d+, s\[\d+:\d+\], 0 offen)", r"\1 offset:1", 0),
         f"{WRONG}|{OUTSIDE}",
     ),
-    "offset of a row": (replaced(r"s_mul_i32 (s\d+), (s\d+), 0x3800", r"s_mul_i32 \1, \2, 0x3802"), f"{WRONG}|{OUTSIDE}"),
+    "offset of a row": (
+        replaced(r"s_mul_i32 (s\d+), (s\d+), 0x3800", r"s_mul_i32 \1, \2, 0x3802"),
+        f"{WRONG}|{OUTSIDE}",
+    ),
     "store dropped": (dropped("buffer_store_byte", 0), "not written"),
     "LDS address of another wave": (replaced(r"s_and_b32 (s\d+), \1, 28", r"s_and_b32 \1, \1, 24"), f"{RACE}|stays"),
-    "register never written": (replaced(r"v_max_i32_e32 (v\d+), (v\d+), (v\d+)", r"v_max_i32_e32 \1, \2, v255", 4), WRONG),
+    "register never written": (
+        replaced(r"v_max_i32_e32 (v\d+), (v\d+), (v\d+)", r"v_max_i32_e32 \1, \2, v255", 4),
+        WRONG,
+    ),
     "scalar used too soon by a vector instruction": (
         replaced(
             r"(v_cmp_lg_f32_e64 (s\[\d+:\d+\]), .*\n)", r"\1\tv_cndmask_b32_e64 v250, 0, 1, \2\n"
         ),
         STATES,
     ),
-    "an instruction that is not known": (replaced(r"v_max3_i32", "v_max4_i32", 0), "does not know the opcode v_max4_i32"),
+    "an instruction that is not known": (
+        replaced(r"v_max3_i32", "v_max4_i32", 0),
+        "does not know the opcode v_max4_i32",
+    ),
 }  # fmt: skip
 
 

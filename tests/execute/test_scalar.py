@@ -50,6 +50,8 @@ CASES: dict[str, Callable[[int, int], tuple[int, bool | None]]] = {
     "s_pack_ll_b32_b16 s0, s2, s3": lambda a, b: (a & 0xFFFF | b << 16, None),
     "s_sext_i32_i16 s0, s2": lambda a, b: (signed(a & 0xFFFF, 16), None),
     "s_cselect_b32 s0, s2, s3": lambda a, b: (a, None),
+    "s_bitset1_b32 s2, s3": lambda a, b: (a | 1 << (b & 31), None),
+    "s_bitset0_b32 s2, s3": lambda a, b: (a & ~(1 << (b & 31)), None),
     "s_movk_i32 s0, 0xe400": lambda a, b: (-0x1C00, None),
 }
 COMPARISONS: dict[str, Callable[[int, int], bool]] = {
@@ -72,7 +74,8 @@ def test_results_and_scc(text: str) -> None:
     waves.scc = np.ones(256, np.bool_)
     run(waves, text)
     expected = [CASES[text](int(x), int(y)) for x, y in zip(a, b, strict=True)]
-    assert waves.s[0].tolist() == [result & M32 for result, _ in expected]
+    destination = 2 if text.split()[1] == "s2," else 0
+    assert waves.s[destination].tolist() == [result & M32 for result, _ in expected]
     assert waves.scc.tolist() == [True if scc is None else scc for _, scc in expected]
 
 

@@ -99,7 +99,7 @@ def test_integers(text: str) -> None:
 
 def test_perm() -> None:
     def perm(a: int, b: int, selector: int) -> int:
-        data = (b.to_bytes(4, "little") + a.to_bytes(4, "little"))
+        data = b.to_bytes(4, "little") + a.to_bytes(4, "little")
         result = 0
         for i in range(4):
             s = selector >> 8 * i & 0xFF
@@ -196,7 +196,9 @@ def test_fma_is_rounded_once(text: str) -> None:
     a = (rng.integers(1, 2**24, (4, 64)) * 2.0 ** rng.integers(-80, -40, (4, 64))).astype(np.float32)
     b = (rng.integers(1, 2**12, (4, 64)) * 2.0 ** rng.integers(-90, -20, (4, 64))).astype(np.float32)
     near = (-a.astype(np.float64) * b * (1 + rng.integers(-3, 4, (4, 64)) * 2.0**-24)).astype(np.float32)
-    halves = (2.0 ** rng.integers(-130, -60, (4, 64)) * (1 + rng.integers(0, 2**23, (4, 64)) * 2.0**-23)).astype(np.float32)
+    halves = (2.0 ** rng.integers(-130, -60, (4, 64)) * (1 + rng.integers(0, 2**23, (4, 64)) * 2.0**-23)).astype(
+        np.float32
+    )
     c = np.where(rng.random((4, 64)) < 0.5, near, halves)
     waves = waves_of(4)
     waves.v[4] = waves.v[1]
@@ -337,7 +339,10 @@ def test_conversions_to_16_bits() -> None:
         half = got.astype(np.uint16).view(np.float16).astype(np.float64)
         finite = np.isfinite(values) & (np.abs(values) < 65536)
         assert (np.abs(half[finite]) <= np.abs(values[finite])).all()
-        assert (np.abs(values - half)[finite] < np.maximum(np.spacing(np.abs(got.astype(np.uint16).view("f2")))[finite], 6e-8)).all()
+        assert (
+            np.abs(values - half)[finite]
+            < np.maximum(np.spacing(np.abs(got.astype(np.uint16).view("f2")))[finite], 6e-8)
+        ).all()
 
 
 def test_overflow_of_fp16_saturates_with_the_mode_bit() -> None:
@@ -346,7 +351,12 @@ def test_overflow_of_fp16_saturates_with_the_mode_bit() -> None:
     waves.v[2] = np.full((1, 64), np.float32(np.inf)).view(np.uint32)
     run(waves, "v_cvt_pk_f16_f32 v3, v1, v2")
     assert (waves.v[3] == 0x7C007C00).all()
-    run(waves, "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 1", "v_cvt_pk_f16_f32 v3, v1, v2", "v_add_f16_e32 v4, v3, v3")
+    run(
+        waves,
+        "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 1",
+        "v_cvt_pk_f16_f32 v3, v1, v2",
+        "v_add_f16_e32 v4, v3, v3",
+    )
     assert (waves.v[3] == 0x7C007BFF).all()
     assert (waves.v[4] == 0x7BFF).all()
 
@@ -359,7 +369,9 @@ def test_conversion_to_fp8(arch: str, dtype: torch.dtype) -> None:
     finite = np.sort(codes[np.isfinite(codes)])
     ties = (finite[1:] + finite[:-1]) / 2
     values = np.concatenate([finite, ties, np.nextafter(ties, np.float32(0)), np.nextafter(ties, np.float32(1e9))])
-    values = np.concatenate([values, rng.standard_normal(4 * 64 * 8).astype(np.float32)])[: 4 * 64 * 4].astype(np.float32)
+    values = np.concatenate([values, rng.standard_normal(4 * 64 * 8).astype(np.float32)])[: 4 * 64 * 4].astype(
+        np.float32
+    )
     for chunk in values.reshape(-1, 4, 64):
         waves = waves_of(4, arch)
         waves.v[1], waves.v[2] = chunk.view(np.uint32), (-chunk).view(np.uint32)
@@ -474,7 +486,7 @@ def test_permlane_swap(name: str, width: int) -> None:
     assert waves.v[2][0].tolist() == two
 
 
-def dpp_source(control: str, lane: int) -> int | None:
+def dpp_source(control: str, lane: int) -> int | None:  # noqa: PLR0911 - one a control
     """What lane a lane reads, by the document's words; None outside."""
     row, at = divmod(lane, 16)
     name, _, text = control.partition(":")
@@ -498,8 +510,19 @@ def dpp_source(control: str, lane: int) -> int | None:
 
 @pytest.mark.parametrize(
     "control",
-    ["quad_perm:[2,3,0,1]", "quad_perm:[1,1,0,3]", "row_shl:8", "row_shl:1", "row_shr:4", "row_shr:15", "row_ror:5"]
-    + ["row_mirror", "row_half_mirror", "row_bcast:15", "row_bcast:31"],
+    [
+        "quad_perm:[2,3,0,1]",
+        "quad_perm:[1,1,0,3]",
+        "row_shl:8",
+        "row_shl:1",
+        "row_shr:4",
+        "row_shr:15",
+        "row_ror:5",
+        "row_mirror",
+        "row_half_mirror",
+        "row_bcast:15",
+        "row_bcast:31",
+    ],
 )
 @pytest.mark.parametrize("masks", [(0xF, 0xF), (0xA, 0xF), (0xF, 0x5)])
 @pytest.mark.parametrize("bound", [False, True])
@@ -509,10 +532,8 @@ def test_dpp(control: str, masks: tuple[int, int], bound: bool, active: int) -> 
     data, old = np.arange(1000, 1064, dtype=np.uint32), np.arange(2000, 2064, dtype=np.uint32)
     waves.v[1], waves.v[0] = data[None], old[None]
     set_exec(waves, active)
-    run(
-        waves,
-        f"v_mov_b32_dpp v0, v1 {control} row_mask:{masks[0]:#x} bank_mask:{masks[1]:#x}{' bound_ctrl:1' if bound else ''}",
-    )
+    row_and_bank = f"row_mask:{masks[0]:#x} bank_mask:{masks[1]:#x}"
+    run(waves, f"v_mov_b32_dpp v0, v1 {control} {row_and_bank}{' bound_ctrl:1' if bound else ''}")
     for lane in range(64):
         source = dpp_source(control, lane)
         if source is not None and not active >> source & 1:
@@ -544,7 +565,11 @@ def test_packed_fp32_selects_and_negates() -> None:
             run(waves, f"v_pk_mul_f32 v[0:1], v[2:3], v[4:5]{modifiers}")
             assert same_floats(waves.v[0].view("f4"), low)
             assert same_floats(waves.v[1].view("f4"), high)
-        run(waves, "v_pk_mul_f32 v[0:1], v[2:3], 2.0 op_sel_hi:[1,0]", "v_pk_mov_b32 v[6:7], v[2:3], v[4:5] op_sel:[1,0]")
+        run(
+            waves,
+            "v_pk_mul_f32 v[0:1], v[2:3], 2.0 op_sel_hi:[1,0]",
+            "v_pk_mov_b32 v[6:7], v[2:3], v[4:5] op_sel:[1,0]",
+        )
     assert same_floats(waves.v[1].view("f4"), b * np.float32(2))
     assert (waves.v[6] == waves.v[3]).all()
     assert (waves.v[7] == waves.v[4]).all()
@@ -559,7 +584,11 @@ def test_packed_fp16_and_mixed() -> None:
     waves.v[3] = c.view(np.uint32)
     waves.v[6] = np.full((4, 64), 0xABCD1234, np.uint32)
     run(waves, "v_pk_add_f16 v4, v1, v2", "v_pk_mul_f16 v5, v1, v2 op_sel:[1,0] op_sel_hi:[0,0] neg_hi:[0,1]")
-    run(waves, "v_fma_mixlo_f16 v6, v1, v3, 1.0 op_sel:[1,0,0] op_sel_hi:[1,0,0]", "v_fma_mix_f32 v7, |v1|, -v3, v3 op_sel_hi:[1,0,0]")
+    run(
+        waves,
+        "v_fma_mixlo_f16 v6, v1, v3, 1.0 op_sel:[1,0,0] op_sel_hi:[1,0,0]",
+        "v_fma_mix_f32 v7, |v1|, -v3, v3 op_sel_hi:[1,0,0]",
+    )
     x, y = a.view(np.float16).astype(np.float64), b.view(np.float16).astype(np.float64)
 
     def same_halves(got: np.ndarray, expected: np.ndarray) -> bool:
@@ -615,7 +644,7 @@ def test_what_is_not_modelled_is_named_with_its_line(text: str, says: str) -> No
     with pytest.raises(ListingError, match=r"line 1: .*") as raised:
         run(waves_of(), text)
     assert says in str(raised.value)
-    assert text.split()[0] in str(raised.value)
+    assert text.split(maxsplit=1)[0] in str(raised.value)
 
 
 def test_what_only_gfx950_has_is_not_known_on_gfx942() -> None:

@@ -19,6 +19,7 @@ from tunegen.evaluate.conformance import Arguments, Case, Outputs, run_case
 from tunegen.evaluate.interpreter import UNITS
 from tunegen.execute.driver import Executed
 from tunegen.execute.errors import ExecutionError, ListingError
+from tunegen.execute.launch import DEFAULTS
 from tunegen.execute.listing import ARCHITECTURES
 from tunegen.execute.machine import Options
 from tunegen.runtime.families import OPS
@@ -60,7 +61,7 @@ class Executor:
         self, source_path: Path, case: Case, lanes_per_row: int, target: Target, options: Options | None = None
     ) -> Future[list[str]]:
         """Queues `tunegen.evaluate.conformance.run_case` of a rendered kernel file; `execute_case` has the rest."""
-        return self._pool.submit(execute_case, source_path, case, lanes_per_row, target.name, options or Options())
+        return self._pool.submit(execute_case, source_path, case, lanes_per_row, target.name, options or DEFAULTS)
 
 
 def _start_worker() -> None:
@@ -68,7 +69,7 @@ def _start_worker() -> None:
 
 
 def execute_case(
-    source_path: Path, case: Case, lanes_per_row: int, target_name: str, options: Options = Options()
+    source_path: Path, case: Case, lanes_per_row: int, target_name: str, options: Options = DEFAULTS
 ) -> list[str]:
     """What is wrong with a kernel, executed on a case; empty if nothing is.
 

@@ -31,15 +31,16 @@ def bits(values: F32) -> U32:
 
 def with_nans(result: Any, *sources: Any) -> F32:
     """The result with the NaNs that the hardware gives in place of NumPy's."""
-    result = np.asarray(result)
-    bad = result != result
+    given: F32 = np.asarray(result)
+    bad = np.isnan(given)
     if not bad.any():
-        return result
-    nans = np.full(result.shape, DEFAULT_NAN)
+        return given
+    nans = np.full(given.shape, DEFAULT_NAN)
     for source in reversed(sources):
         if source.dtype == np.float32:
-            nans = np.where(source != source, bits(source) | QUIET, nans)
-    return np.where(bad, nans, bits(result)).view(np.float32)
+            nans = np.where(np.isnan(source), bits(source) | QUIET, nans)
+    replaced: F32 = np.where(bad, nans, bits(given)).view(np.float32)
+    return replaced
 
 
 def add(a: F32, b: F32) -> F32:
@@ -88,13 +89,13 @@ def fma(a: F32, b: F32, c: F32) -> F32:
 
 
 def _quieted(a: F32) -> F32:
-    return np.where(a != a, bits(a) | QUIET, bits(a)).view(np.float32)
+    return np.where(np.isnan(a), bits(a) | QUIET, bits(a)).view(np.float32)
 
 
 def _extreme(a: F32, b: F32, pick: Any, zeros: Any) -> F32:
     # Equal values have equal bits but for zeros of either sign: -0 counts as less than +0.
     result = np.where(a == b, zeros(bits(a), bits(b)), bits(pick(a, b))).view(np.float32)
-    a_nan, b_nan = a != a, b != b
+    a_nan, b_nan = np.isnan(a), np.isnan(b)
     if a_nan.any() or b_nan.any():
         signalling = (a_nan & ((bits(a) & QUIET) == 0), b_nan & ((bits(b) & QUIET) == 0))
         result = np.where(a_nan, _quieted(b), np.where(b_nan, a, result))
@@ -116,7 +117,7 @@ def minimum(a: F32, b: F32) -> F32:
 def median(a: F32, b: F32, c: F32) -> F32:
     """v_med3: with a NaN among them the least of the others (the ISA documents: v_min3)."""
     result = maximum(minimum(a, b), minimum(maximum(a, b), c))
-    any_nan = (a != a) | (b != b) | (c != c)
+    any_nan = (np.isnan(a)) | (np.isnan(b)) | (np.isnan(c))
     if any_nan.any():
         result = np.where(any_nan, minimum(minimum(a, b), c), result)
     return result
@@ -239,7 +240,7 @@ def div_fixup(quotient: F32, denominator: F32, numerator: F32) -> F32:
     infinite = (a == 0) | np.isinf(b) | (~zero & (difference > 128) & (_exponent(denominator) > 0))
     underflow = difference < -150
     result = np.select(
-        [numerator != numerator, denominator != denominator, invalid, infinite, zero | underflow],
+        [np.isnan(numerator), np.isnan(denominator), invalid, infinite, zero | underflow],
         [bits(numerator) | QUIET, bits(denominator) | QUIET, np.uint32(0xFFC00000), sign | INFINITY, sign],
         sign | (bits(quotient) & MAGNITUDE),
     )

@@ -72,18 +72,18 @@ def parse_dpp(modifiers: dict[str, str | bool]) -> Dpp:
     return Dpp(source, inside, enabled, "bound_ctrl" in modifiers)
 
 
-def parse_swizzle(text: str) -> NDArray[np.int64]:
+def parse_swizzle(text: str) -> NDArray[np.int64]:  # noqa: PLR0911 - one a form
     """Lane that each lane reads, int [64], of ``swizzle(...)`` or an offset; raises ValueError for other forms."""
     within, half = LANES % 32, LANES // 32 * 32
     if match := re.fullmatch(r"swizzle\(SWAP,\s*(\d+)\)", text):
-        return half + (within ^ int(match[1]))
+        return np.asarray(half + (within ^ int(match[1])))
     if match := re.fullmatch(r"swizzle\(REVERSE,\s*(\d+)\)", text):
-        return half + (within ^ (int(match[1]) - 1))
+        return np.asarray(half + (within ^ (int(match[1]) - 1)))
     if match := re.fullmatch(r"swizzle\(BROADCAST,\s*(\d+),\s*(\d+)\)", text):
         size, lane = int(match[1]), int(match[2])
         return half + within // size * size + lane
     if match := re.fullmatch(r"swizzle\(QUAD_PERM,\s*(\d),\s*(\d),\s*(\d),\s*(\d)\)", text):
-        return LANES // 4 * 4 + np.array([int(part) for part in match.groups()])[LANES % 4]
+        return np.asarray(LANES // 4 * 4 + np.array([int(part) for part in match.groups()])[LANES % 4])
     if match := re.fullmatch(r'swizzle\(BITMASK_PERM,\s*"([01pi]{5})"\)', text):
         and_mask = sum(16 >> i for i, char in enumerate(match[1]) if char in "pi")
         or_mask = sum(16 >> i for i, char in enumerate(match[1]) if char == "1")

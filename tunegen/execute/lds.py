@@ -1,4 +1,4 @@
-"""LDS (shared memory) of the workgroups of a batch, with the check that waves which share it are kept apart by barriers.
+"""LDS (shared memory) of the workgroups of a batch, with the check that barriers keep apart the waves that share it.
 
 Between two barriers waves of a workgroup run in any order. So a byte that one wave writes may, until the next barrier,
 be neither read by another nor written by it with another value; nor may a wave write what another has read. An
@@ -57,7 +57,7 @@ class LocalMemory:
                 raise ExecutionError("An LDS access of dwords that is not aligned to them is not modelled.")
             at //= self.unit
         start = waves.workgroup[np.nonzero(mask)[0]] * self._units + at
-        return start[:, None] + np.arange(size // self.unit)
+        return np.asarray(start[:, None] + np.arange(size // self.unit))
 
     def load(self, waves: Waves, indices: NDArray[np.int64], mask: Mask) -> Units:
         """What is at `indices`."""

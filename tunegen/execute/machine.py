@@ -109,7 +109,7 @@ class Machine:
     def _run_batch(self, first: int, count: int) -> None:
         self.first = first
         size = self._dispatch.lds_size
-        dtype = np.uint32 if self._program.lds_unit == 4 else np.uint8
+        dtype: Any = np.uint32 if self._program.lds_unit == 4 else np.uint8
         self.lds = LocalMemory(self.poison((count, -(-size // 4))).view(dtype).copy(), size)
         waves = np.arange(self._dispatch.waves)
         if self._options.shuffle:
@@ -221,4 +221,3 @@ class Machine:
             waves.keep(~taken)
             return parted
         return None
-

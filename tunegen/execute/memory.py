@@ -42,7 +42,7 @@ class Region:
         if 0 in shape:
             return cls(name, start, (), 0)
         inner = itemsize
-        outer = []
+        outer: list[tuple[int, int]] = []
         for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1):
             if stride <= inner and not outer:
                 # Contiguous with what is within it, or overlapping it.

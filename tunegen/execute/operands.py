@@ -102,7 +102,7 @@ def parse_modifiers(words: list[str]) -> dict[str, str | bool]:
     return modifiers
 
 
-def parse_operand(text: str) -> Operand:
+def parse_operand(text: str) -> Operand:  # noqa: PLR0911, PLR0912 - one a form
     """One operand; raises ValueError if it is none that is known."""
     if text.startswith("-") and not re.match(r"-[\d.]", text):
         inner = parse_operand(text[1:])

@@ -111,7 +111,7 @@ def to_format8(a: F64, form: Format8, saturate: bool) -> U32:
     else:
         code = np.where((code == 0) | (code == form.nan), code, code | sign)
         code = np.where(np.isnan(a), form.nan, code)
-    return code.astype(np.uint32)
+    return np.asarray(code, np.uint32)
 
 
 def scale_of(scale: F32) -> F64:
@@ -137,4 +137,4 @@ def to_e2m1(a: F64, negative: NDArray[np.bool_]) -> U32:
 
 def negative(a: F32) -> NDArray[np.bool_]:
     """True where the sign bit is set."""
-    return (bits(a) & SIGN) != 0
+    return np.asarray((bits(a) & SIGN) != 0)

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-
-
 import numpy as np
 
 from tunegen.execute.isa.vector_decode import allow, vector_step
@@ -17,7 +15,7 @@ from tunegen.execute.waits import VALU_SCALAR, VALU_VECTOR
 from tunegen.execute.waves import LANES, Waves
 
 
-def decode(instruction: Instruction, arch: str) -> Step | None:
+def decode(instruction: Instruction, arch: str) -> Step | None:  # noqa: PLR0911 - one a form
     """The step of such an instruction; None if it is another."""
     name = instruction.name
     if name == "v_readfirstlane_b32":
@@ -118,5 +116,3 @@ def _swap_registers(instruction: Instruction) -> Step:
         waves.set_v(second.index, one)
 
     return vector_step(instruction, run, [first, second], [first, second])
-
-

@@ -53,7 +53,7 @@ def least_access(name: str) -> int | None:
     return 4 if _TWO.fullmatch(name) else None
 
 
-def decode(instruction: Instruction, arch: str) -> Step | None:
+def decode(instruction: Instruction, arch: str) -> Step | None:  # noqa: PLR0911 - one a form
     """The step of a DS instruction; None if it is of another family."""
     name = instruction.name
     if name in READS:
@@ -108,9 +108,8 @@ def _read(instruction: Instruction, size: int, signed: bool, half: int | None, o
             indices = memory.indices(waves, _at(waves, base, offset), size, mask)
             data = memory.load(waves, indices, mask)
             _note(waves, False, indices, mask)
-            if size < 4:
-                data = np.pad(data, ((0, 0), (0, 4 - size)))
-            dwords = np.ascontiguousarray(data).view(np.uint32)
+            padded: Any = np.pad(data, ((0, 0), (0, 4 - size))) if size < 4 else data
+            dwords = np.ascontiguousarray(padded).view(np.uint32)
             for i in range(each):
                 register = index + number * each + i
                 if waves.full:
@@ -189,6 +188,4 @@ def _swizzle(instruction: Instruction) -> Step:
         values = np.where(waves.mask, np.broadcast_to(read_data(waves), shape), np.uint32(0))
         waves.set_v(index, np.take(values, source, axis=1))
 
-    return Step(
-        instruction, run, frozenset(registers_of(data)), frozenset(registers_of(destination)), counter="lds"
-    )
+    return Step(instruction, run, frozenset(registers_of(data)), frozenset(registers_of(destination)), counter="lds")

@@ -199,9 +199,7 @@ def _load(instruction: Instruction, family: str, width: str) -> Step:
     writes = registers_of(destination)
     if half is not None:
         reads += writes
-    return Step(
-        instruction, run, frozenset(reads), frozenset(writes), counter="vmcnt", needs=_needs(operands)
-    )
+    return Step(instruction, run, frozenset(reads), frozenset(writes), counter="vmcnt", needs=_needs(operands))
 
 
 def extend(value: Any, size: int, signed: bool, half: int | None, old: Any) -> Any:
@@ -225,9 +223,7 @@ def _gather(waves: Waves, addresses: NDArray[np.int64], active: Mask, size: int)
     results = [np.zeros(shape, np.uint32) for _ in range(count)]
     if active.any():
         owners = (waves.machine.first + waves.workgroup)[np.nonzero(active)[0]]
-        for result, value in zip(
-            results, waves.machine.memory.load(addresses[active], size, owners), strict=True
-        ):
+        for result, value in zip(results, waves.machine.memory.load(addresses[active], size, owners), strict=True):
             result[active] = value
     return results
 

@@ -48,7 +48,7 @@ PACKED_U16: dict[str, tuple[int, Callable[..., Any]]] = {
 MIXED = ("v_fma_mix_f32", "v_fma_mixlo_f16", "v_fma_mixhi_f16")
 
 
-def decode(instruction: Instruction, arch: str) -> Step | None:
+def decode(instruction: Instruction, arch: str) -> Step | None:  # noqa: PLR0911 - one a form
     """The step of a packed instruction; None if it is of another family."""
     name = instruction.name
     if name in PACKED_F32:
@@ -227,12 +227,12 @@ def _bitop3(instruction: Instruction) -> Step:
     allow(instruction, "bitop3")
     destination, *sources = instruction.operands
     table = int(str(instruction.modifiers.get("bitop3", "0")), 0)
-    readers = [reader(operand, "u32") for operand in sources]
+    read_a, read_b, read_c = (reader(operand, "u32") for operand in sources)
     index = destination.index
     halves = instruction.name == "v_bitop3_b16"
 
     def run(waves: Waves) -> None:
-        value = bitop3(*(read(waves) for read in readers), table)
+        value = bitop3(read_a(waves), read_b(waves), read_c(waves), table)
         if halves:
             # What the high half becomes is not documented.
             open_bits = waves.machine.poison(value.shape) & np.uint32(0xFFFF0000)

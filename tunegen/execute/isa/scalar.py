@@ -175,6 +175,8 @@ def _table() -> dict[str, Scalar]:
         "s_pack_hh_b32_b16": Scalar(_pack(16, 16)),
         "s_bitcmp0_b32": Scalar(lambda a, b: ((a >> (b & _31)) & _1) == 0, bits=0, scc=True),
         "s_bitcmp1_b32": Scalar(lambda a, b: ((a >> (b & _31)) & _1) == 1, bits=0, scc=True),
+        "s_bitset0_b32": Scalar(lambda d, a: d & ~(_1 << (a & _31)), sources=(32,), accumulates=True),
+        "s_bitset1_b32": Scalar(lambda d, a: d | (_1 << (a & _31)), sources=(32,), accumulates=True),
         "s_bcnt1_i32_b32": Scalar(_nonzero(_count_ones), sources=(32,), scc=True),
         "s_bcnt1_i32_b64": Scalar(_nonzero(_count_ones), sources=(64,), scc=True),
         "s_ff1_i32_b32": Scalar(_lowest_one, sources=(32,)),
@@ -271,8 +273,7 @@ CONDITIONS: dict[str, tuple[Reader, tuple[int, ...]]] = {
 }
 
 
-
-def decode(instruction: Instruction, labels: dict[str, int]) -> Step | None:
+def decode(instruction: Instruction, labels: dict[str, int]) -> Step | None:  # noqa: PLR0911 - one a form
     """The step of a scalar instruction; None if it is of another family."""
     name, operands = instruction.name, instruction.operands
     if name in SCALAR:

@@ -94,7 +94,7 @@ def _to_signed(a: Any) -> Any:
 
 
 def perm(a: Any, b: Any, selector: Any) -> Any:
-    """v_perm_b32: each byte of the selector picks one of the eight of a (4 to 7) and b (0 to 3), a sign or a constant."""
+    """v_perm_b32: a byte of the selector picks one of a (4 to 7) and of b (0 to 3), a sign, or a constant."""
     both = (a.astype(np.uint64) << np.uint64(32)) | b
     result = np.zeros(np.broadcast_shapes(a.shape, b.shape, selector.shape), np.uint32)
     for i in range(4):
@@ -186,7 +186,9 @@ def _frexp_exponent(a: Any) -> Any:
 
 
 def _fract(a: Any) -> Any:
-    return floats.minimum(floats.subtract(a, np.floor(a)), np.float32(np.nextafter(np.float32(1), np.float32(0))) + 0 * a)
+    return floats.minimum(
+        floats.subtract(a, np.floor(a)), np.float32(np.nextafter(np.float32(1), np.float32(0))) + 0 * a
+    )
 
 
 def _pack_halves(a: Any, b: Any) -> Any:
@@ -315,7 +317,7 @@ def _table() -> dict[str, Vector]:
         "v_ldexp_f32": Vector("f32", ("f32", "i32"), _ldexp),
         "v_frexp_exp_i32_f32": Vector("i32", ("f32",), _frexp_exponent),
         "v_frexp_mant_f32": _f32(
-            1, lambda a: floats.with_nans(np.where(np.isfinite(a), np.frexp(a)[0], a).astype(np.float32), a)
+            1, lambda a: floats.with_nans(np.where(np.isfinite(a), np.asarray(np.frexp(a)[0]), a).astype(np.float32), a)
         ),
         "v_rcp_f32": _f32(1, floats.reciprocal, approximation=True),
         "v_rcp_iflag_f32": _f32(1, floats.reciprocal, approximation=True),
@@ -382,14 +384,12 @@ def compare(name: str) -> Vector | None:
 
 
 INTEGER_CONDITIONS: dict[str, Callable[..., Any]] = {
-    "f": lambda a, b: (a != a) & (b != b),
     "lt": lambda a, b: a < b,
     "eq": lambda a, b: a == b,
     "le": lambda a, b: a <= b,
     "gt": lambda a, b: a > b,
     "ne": lambda a, b: a != b,
     "ge": lambda a, b: a >= b,
-    "t": lambda a, b: (a == a) & (b == b),
 }
 FLOAT_CONDITIONS: dict[str, Callable[..., Any]] = {
     "lt": lambda a, b: a < b,
@@ -398,8 +398,8 @@ FLOAT_CONDITIONS: dict[str, Callable[..., Any]] = {
     "gt": lambda a, b: a > b,
     "lg": lambda a, b: (a < b) | (a > b),
     "ge": lambda a, b: a >= b,
-    "o": lambda a, b: (a == a) & (b == b),
-    "u": lambda a, b: (a != a) | (b != b),
+    "o": lambda a, b: ~(np.isnan(a) | np.isnan(b)),
+    "u": lambda a, b: np.isnan(a) | np.isnan(b),
     "nge": lambda a, b: ~(a >= b),
     "nlg": lambda a, b: ~((a < b) | (a > b)),
     "ngt": lambda a, b: ~(a > b),
@@ -442,4 +442,3 @@ def half_result(values: Any, sources: list[Any], saturate: bool) -> Any:
         if source.dtype == np.float32:
             infinite = infinite | np.isinf(source)
     return to_half(values, True, infinite)
-

@@ -298,9 +298,7 @@ def _to_bits(entry: Vector, clamp: bool) -> Callable[[Waves, Any, Any], Any]:
     return lambda waves, value, sources: value
 
 
-def _place(
-    instruction: Instruction, entry: Vector, high: bool
-) -> tuple[Callable[[Waves, Any, Any], Any] | None, str]:
+def _place(instruction: Instruction, entry: Vector, high: bool) -> tuple[Callable[[Waves, Any, Any], Any] | None, str]:  # noqa: PLR0911 - one a place
     """Puts a result at its place among the bits of the register; also, what becomes of the others."""
     if instruction.encoding == "sdwa":
         select = str(instruction.modifiers.get("dst_sel", "DWORD"))
