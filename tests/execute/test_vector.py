@@ -78,6 +78,10 @@ INTEGERS: dict[str, Callable[..., int]] = {
         (0xD8 >> ((a >> i & 1) << 2 | (b >> i & 1) << 1 | (c >> i & 1)) & 1) << i for i in range(32)
     ),
     "v_pk_add_u16 v0, v1, v2": lambda a, b: (a + b & 0xFFFF) | ((a >> 16) + (b >> 16) & 0xFFFF) << 16,
+    "v_add_u32_e64 v0, v1, v2 clamp": lambda a, b: min(a + b, M32),
+    "v_sub_u32_e64 v0, v1, v2 clamp": lambda a, b: max(a - b, 0),
+    "v_subrev_u32_e64 v0, v1, v2 clamp": lambda a, b: max(b - a, 0),
+    "v_pk_add_u16 v0, v1, -1": lambda a: (a - 1 & 0xFFFF) | ((a >> 16) - 1 & 0xFFFF) << 16,
     # SDWA: selects, and where the result goes.
     "v_and_b32_sdwa v0, v1, v2 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:WORD_1 src1_sel:BYTE_3": lambda a, b: (
         a >> 16 & b >> 24

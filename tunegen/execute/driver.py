@@ -14,6 +14,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
+from triton.runtime.jit import JITFunction
 
 from tunegen.errors import CompileError, UsageError
 from tunegen.execute.launch import DEFAULTS, execute
@@ -104,30 +105,58 @@ class Executed:
         return launch
 
     def _launch(self, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        parameters = inspect.signature(self.function.fn).parameters
-        own = {name: value for name, value in kwargs.items() if name in parameters}
-        bound = inspect.signature(self.function.fn).bind(*args, **own)
-        bound.apply_defaults()
-        if callable(grid):
-            grid = grid(dict(bound.arguments))
-        x, y, z = (*grid, 1, 1)[:3]
-        with compiling_for(self.target):
-            try:
-                compiled = self.function.run(*args, grid=(x, y, z), warmup=True, **kwargs)
-            except Exception as error:  # Triton raises a different type for each stage that can refuse a kernel
-                name = self.function.fn.__name__
-                raise CompileError(f"{name} for {self.target.name}: {error}") from error
-        source = compiled.src
-        constants = {path[0] if isinstance(path, tuple) else path for path in source.constants}
-        arguments = [
-            (kind, bound.arguments[name])
-            for index, (name, kind) in enumerate(source.signature.items())
-            if kind != "constexpr" and index not in constants and name not in constants
-        ]
-        text = compiled.asm["amdgcn"]
-        if self.mutate is not None:
-            text = self.mutate(text)
-        execute(text, (x, y, z), compiled.metadata.num_warps, compiled.metadata.shared, arguments, self.options)
+        _launch(self.function, self.target, grid, args, kwargs, self.options, self.mutate)
+
+
+def _launch(
+    function: Any,
+    target: Target,
+    grid: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Options,
+    mutate: Callable[[str], str] | None,
+) -> None:
+    signature = inspect.signature(function.fn)
+    own = {name: value for name, value in kwargs.items() if name in signature.parameters}
+    bound = signature.bind(*args, **own)
+    bound.apply_defaults()
+    if callable(grid):
+        grid = grid(dict(bound.arguments))
+    x, y, z = (*grid, 1, 1)[:3]
+    with compiling_for(target):
+        try:
+            compiled = JITFunction.run(function, *args, grid=(x, y, z), warmup=True, **kwargs)
+        except Exception as error:  # Triton raises a different type for each stage that can refuse a kernel
+            raise CompileError(f"{function.fn.__name__} for {target.name}: {error}") from error
+    source = compiled.src
+    constants = {path[0] if isinstance(path, tuple) else path for path in source.constants}
+    arguments = [
+        (kind, bound.arguments[name])
+        for index, (name, kind) in enumerate(source.signature.items())
+        if kind != "constexpr" and index not in constants and name not in constants
+    ]
+    text = compiled.asm["amdgcn"]
+    if mutate is not None:
+        text = mutate(text)
+    execute(text, (x, y, z), compiled.metadata.num_warps, compiled.metadata.shared, arguments, options)
+
+
+@contextmanager
+def executing(target: Target, options: Options = DEFAULTS) -> Iterator[None]:
+    """Every launch of any Triton kernel within it is executed: for code that launches kernels itself."""
+    compile_or_launch = JITFunction.run
+
+    def run(function: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        if warmup:
+            return compile_or_launch(function, *args, grid=grid, warmup=True, **kwargs)
+        return _launch(function, target, grid, args, kwargs, options, None)
+
+    JITFunction.run = run
+    try:
+        yield
+    finally:
+        JITFunction.run = compile_or_launch
 
 
 def executed(kernel: Kernel, target: Target, options: Options = DEFAULTS) -> Kernel:

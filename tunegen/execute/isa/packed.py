@@ -130,7 +130,9 @@ def _packed_move(instruction: Instruction) -> Step:
 
 
 def _half(operand: Operand, half: int, negate: bool, floating: bool) -> Reader:
-    _selectable(operand, {half})
+    if operand.kind != "int":
+        # An integer is sign-extended to 32 bits, of which both halves are there.
+        _selectable(operand, {half})
     read = raw_reader(operand, 0, 16 if operand.kind == "float" else 32)
     shift = np.uint32(16 * half)
 

@@ -41,6 +41,7 @@ class Vector:
         approximation: The function takes ulps as its last argument (see `tunegen.execute.floats.approximate`).
         high: What becomes of the high half of the register of a 16-bit result: ``"zero"``, ``"preserve"``, or
             ``"open"`` where the documents do not say.
+        clamped: The function with the clamp modifier, of an integer result: it saturates.
         arch: The only architecture that has it.
     """
 
@@ -53,11 +54,12 @@ class Vector:
     implicit_vcc: bool = False
     approximation: bool = False
     high: str = "zero"
+    clamped: Callable[..., Any] | None = None
     arch: str = ""
 
 
-def _u32(count: int, function: Callable[..., Any]) -> Vector:
-    return Vector("u32", ("u32",) * count, function)
+def _u32(count: int, function: Callable[..., Any], **flags: Any) -> Vector:
+    return Vector("u32", ("u32",) * count, function, **flags)
 
 
 def _i32(count: int, function: Callable[..., Any]) -> Vector:
@@ -210,9 +212,9 @@ def _table() -> dict[str, Vector]:
         "v_mbcnt_lo_u32_b32": _u32(2, lambda a, b: _count_below(a, b, False)),
         "v_mbcnt_hi_u32_b32": _u32(2, lambda a, b: _count_below(a, b, True)),
         # Integers.
-        "v_add_u32": _u32(2, lambda a, b: a + b),
-        "v_sub_u32": _u32(2, lambda a, b: a - b),
-        "v_subrev_u32": _u32(2, lambda a, b: b - a),
+        "v_add_u32": _u32(2, lambda a, b: a + b, clamped=lambda a, b: np.where(~a < b, np.uint32(0xFFFFFFFF), a + b)),
+        "v_sub_u32": _u32(2, lambda a, b: a - b, clamped=lambda a, b: np.where(a < b, np.uint32(0), a - b)),
+        "v_subrev_u32": _u32(2, lambda a, b: b - a, clamped=lambda a, b: np.where(b < a, np.uint32(0), b - a)),
         "v_add3_u32": _u32(3, lambda a, b, c: a + b + c),
         "v_add_i32": _i32(2, lambda a, b: a + b),
         "v_sub_i32": _i32(2, lambda a, b: a - b),

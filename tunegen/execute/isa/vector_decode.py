@@ -147,7 +147,7 @@ def _decode(instruction: Instruction, entry: Vector) -> Step:
 
     write, kept = _writer(instruction, entry, destination, high, dpp)
     saves = dpp is not None and not (dpp.zero and dpp.enabled.all())
-    run = _run(entry, readers, write, carry.index if carry is not None else None)
+    run = _run(entry, readers, write, carry.index if carry is not None else None, "clamp" in instruction.modifiers)
     extra = []
     if dpp is not None:
         extra = [(VALU_VECTOR, register, "dpp") for register in registers_of(operands[0])]
@@ -194,8 +194,8 @@ def _selects(instruction: Instruction, entry: Vector) -> tuple[list[str], bool]:
     return ["WORD_1" if bit else "DWORD" for bit in chosen[:count]], bool(chosen[count])
 
 
-def _run(entry: Vector, readers: list[Reader], write: Write, carry: int | None) -> Run:
-    function = entry.function
+def _run(entry: Vector, readers: list[Reader], write: Write, carry: int | None, clamp: bool) -> Run:
+    function = entry.clamped if clamp and entry.clamped is not None else entry.function
     if entry.approximation:
         (only,) = readers
 
@@ -277,7 +277,7 @@ def _mask_writer(instruction: Instruction, destination: Operand) -> Write:
 
 def _to_bits(entry: Vector, clamp: bool) -> Callable[[Waves, Any, Any], Any]:
     kind = entry.result
-    if clamp and kind not in ("f32", "f16"):
+    if clamp and kind not in ("f32", "f16") and entry.clamped is None:
         raise ValueError(f"clamp is not modelled for a result of type {kind}")
     if kind == "f32":
         if clamp:
