@@ -49,13 +49,14 @@ def random_config(problem: Problem, target: Target, chooser: random.Random) -> C
             return config
 
 
-def defects_of_the_compiler(case: Case) -> bool:
+def defect_of_the_compiler(case: Case, target: Target) -> bool:
     """Cases in which LLVM's or the hardware's fp16 is not the contract's; see docs/executor.md.
 
     The sign of a zero is lost where a product is rounded to fp16 (`v_fma_mixlo_f16` with +0 added), and an fp16 sum
     saturates where the kernel converts to fp8 (MODE.FP16_OVFL).
     """
-    return case.dtype == "float16"
+    op = case.problem.op
+    return case.dtype == "float16" and (op in ROPE_OPS or (target == GFX942 and op != "dynamic_mxfp4_quant"))
 
 
 def work_of(op: str, target: Target, count: int) -> list[Work]:
@@ -78,7 +79,7 @@ def work_of(op: str, target: Target, count: int) -> list[Work]:
         problem = family.canonical_problem(Problem.of(op, shape, rounding))
         config = random_config(problem, target, chooser)
         cases = candidates([problem], [chooser.choice(TOKENS)], target)
-        work.append((target, chooser.choice([case for case in cases if not defects_of_the_compiler(case)]), config))
+        work.append((target, chooser.choice([case for case in cases if not defect_of_the_compiler(case, target)]), config))
     return work
 
 
@@ -164,14 +165,14 @@ def test_conversion_to_fp8_at_both_ends(executor: Executor, folder: Path) -> Non
     """A division by the scale is exact whatever the reciprocal in it is."""
     problem = Problem.of("mla_rope_cache", {"num_heads": 5, "kv_lora_rank": 512, "rope_dim": 64}, "act,fp8,q_fp8")
     config = get_family(problem.op).default(problem, GFX950)
-    cases = [case for case in candidates([problem], [3], GFX950) if not defects_of_the_compiler(case)]
+    cases = [case for case in candidates([problem], [3], GFX950) if not defect_of_the_compiler(case, GFX950)]
     for ulps in (-1, 1):
         assert failures(executor, folder, [(GFX950, cases[0], config)], Options(ulps=ulps)) == []
 
 
 def test_fp16_loses_the_sign_of_zero(folder: Path) -> None:
     """What the executor found: LLVM folds the rounding of a product to fp16 into v_fma_mixlo_f16, which adds +0."""
-    problem = Problem.of("rmsnorm_mxfp4_quant", {"hidden_size": 512}, "norm_output")
+    problem = Problem.of("rmsnorm_add_mxfp4_quant", {"hidden_size": 512}, "sum_norm_output")
     config = get_family(problem.op).default(problem, GFX942)
     case = next(
         case
