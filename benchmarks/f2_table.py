@@ -17,7 +17,7 @@ from typing import Any
 import click
 import torch
 from handwritten_f2 import HIDDEN_SIZE, run
-from tables import Line, about, aiter_if_there, headline, must_agree, noise, plain, time_all
+from tables import Line, about, aiter_if_there, compile_ahead, headline, must_agree, noise, plain, time_all
 
 from tunegen.bench.agreement import mxfp4_agreement
 from tunegen.bench.aiter import Aiter
@@ -105,11 +105,9 @@ def row(line: Line, config: Config, aiter: Aiter | None, unfused: Unfused | None
     family, workload = line.family, line.workload
     check_handwritten(line, config)
     default = family.default(line.problem, line.target)
-    # The twin takes a row at a time; a config that is only valid for several has no twin of its own.
-    alone = {**config, "rows": 1}
-    own = [alone] if family.valid(line.problem, line.target, alone) else []
-    twin = line.best_twin(default, *own)
-    same_launch = line.replay(alone, twin=True) if own else twin
+    own = family.twin_of(line.problem, line.target, config)
+    twin = line.best_twin(default, config)
+    same_launch = line.replay(own, twin=True) if own else twin
     graphs: dict[str, Replay] = {
         "empty": empty_kernel_replay(),
         "twin": twin,
@@ -160,9 +158,15 @@ def main(aiter_root: Path | None, configs: Path, json_file: Path | None) -> None
     facts = about(device, aiter)
     print(f"{headline(facts)}\n{which}")
     rows = []
+    entries = {}
     for op in ("rmsnorm_mxfp4_quant", "rmsnorm_add_mxfp4_quant"):
         problem = Problem.of(op, {"hidden_size": HIDDEN_SIZE})
-        (entry,) = (e for e in load_entries(configs, ["sm90"]) if e.problem == problem and e.device.matches(device.key))
+        (entries[problem],) = (
+            e for e in load_entries(configs, ["sm90"]) if e.problem == problem and e.device.matches(device.key)
+        )
+    compile_ahead(((problem, [b.config for b in entry.buckets]) for problem, entry in entries.items()), device.target)
+    for problem, entry in entries.items():
+        op = problem.op
         print(f"\n{op}, N = {HIDDEN_SIZE}, bfloat16, rounding none\n\n| {' | '.join(columns)} |")
         print("|" + "---|" * len(columns))
         for tokens in TOKENS:

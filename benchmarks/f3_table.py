@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 import torch
-from tables import Line, about, aiter_if_there, headline, must_agree, noise, plain, time_all
+from tables import Line, about, aiter_if_there, compile_ahead, headline, must_agree, noise, plain, time_all
 
 from tunegen.bench.agreement import RopeOutputs, rope_failures
 from tunegen.bench.aiter import Aiter
@@ -161,9 +161,13 @@ def main(aiter_root: Path | None, configs: Path, out: Path | None) -> None:
     say("|" + "---|" * len(COLUMNS))
     entries = [entry for entry in load_entries(configs, [device.target.name]) if entry.op == OP]
     results, untuned = [], []
+    problems = [problem_of(heads, variant) for heads, variant, _ in ROWS]
+    chosen = {problem: tuned_entry(problem, entries, device) for problem in problems}
+    timed = ((problem, [b.config for b in entry.buckets] if entry else []) for problem, entry in chosen.items())
+    compile_ahead(timed, device.target)
     for heads, variant, token_counts in ROWS:
         problem = problem_of(heads, variant)
-        entry = tuned_entry(problem, entries, device)
+        entry = chosen[problem]
         if entry is None:
             untuned.append(str(problem))
         for tokens in token_counts:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ import torch
 import triton
 
 from tunegen.bench.aiter import Aiter, load_aiter
-from tunegen.codegen.render import render
+from tunegen.codegen.compile import compile_kernel
+from tunegen.codegen.render import Rendered, render
 from tunegen.errors import UsageError
 from tunegen.evaluate.measure import POLICY, Replay, Timing, Workload, copy_bandwidth, time_interleaved
 from tunegen.ops import Config, Problem, get_family
@@ -55,10 +59,29 @@ class Line:
 
     def best_twin(self, *timed: Config) -> Replay:
         """The traffic twin with the fastest of its launch choices, those of the configs that are timed among them."""
-        configs = [*self.family.twin_configs(self.problem, self.target), *timed]
-        twins = [self.replay(config, twin=True) for config in configs]
+        own = [self.family.twin_of(self.problem, self.target, config) for config in timed]
+        configs = [*self.family.twin_configs(self.problem, self.target), *own]
+        twins = [self.replay(config, twin=True) for config in configs if config]
         looks = time_interleaved(twins, LOOKS)
         return min(zip(looks, twins, strict=True), key=lambda look: look[0].median)[1]
+
+
+def compile_ahead(problems: Iterable[tuple[Problem, Iterable[Config]]], target: Target) -> None:
+    """Compiles the kernels and twins of all lines side by side: a launch then finds them in Triton's cache."""
+    rendered: dict[str, Rendered] = {}
+    for problem, timed in problems:
+        family = get_family(problem.op)
+        configs = [family.default(problem, target), *timed]
+        own = [family.twin_of(problem, target, config) for config in configs]
+        twins = [config for config in [*family.twin_configs(problem, target), *own] if config]
+        made = [render(problem, target, c) for c in configs] + [render(problem, target, c, twin=True) for c in twins]
+        rendered |= {kernel.digest: kernel for kernel in made}
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_compile, rendered.values()))
+
+
+def _compile(rendered: Rendered) -> None:
+    compile_kernel(rendered, folder=KERNELS)
 
 
 def time_all(graphs: dict[str, Replay]) -> dict[str, Timing]:

@@ -30,6 +30,7 @@ ONE_ROW: Config = {"cover": "2x256", "num_warps": 1}
 TILED: Config = {"cover": "2x256", "num_warps": 2, "rows": 4}
 LOOPING: Config = {**ONE_ROW, "programs_per_unit": 1}
 SPLIT: Config = {**ONE_ROW, "splits": 2}
+WIDTHS: Config = {"cover": "256+2x128", "num_warps": 1}
 SMALL_PACKS: Config = {"cover": "2x256", "num_warps": 4}
 
 
@@ -85,11 +86,13 @@ MUTATIONS = (
     Mutation("sign of the lowest code lost", "signs & -0x77777778", "signs & -0x77777780"),
     Mutation("signs swapped", "append_sign(signs, b3)", "append_sign(signs, b2)"),
     Mutation("signs lost in small packs", "signs & -0x77777778", "signs & 0x70000008", config=SMALL_PACKS),
-    Mutation("last step of the conversion", "half * 0.5, -1.0)), 2.0, code)", "half * 0.5, -1.0)), 1.0, code)"),
-    Mutation("ties rounded up", "(a, scale * 0.5)", "(a, scale * 0.50000006)", op=DYNAMIC),
-    Mutation("ties rounded down", "(a, scale * 0.5)", "(a, scale * 0.49999997)", op=DYNAMIC),
-    Mutation("codes truncated", "4.0, 8388608.0)", "4.0, 8388607.5)", op=DYNAMIC),
-    Mutation("the exponent left in the word", "word + 0x05000000", "word + 0x04000000"),
+    Mutation("no step above 4", "tl.minimum(tl.minimum(below_2, below_4), above_4)", "tl.minimum(below_2, below_4)"),
+    Mutation("no step below 2", "tl.minimum(tl.minimum(below_2, below_4), above_4)", "tl.minimum(below_4, above_4)"),
+    Mutation("ties rounded up", "round_e2m1(a, scale)\n", "round_e2m1(a, scale * 1.0000001)\n", op=DYNAMIC),
+    Mutation("ties rounded down", "round_e2m1(a, scale)\n", "round_e2m1(a, scale * 0.99999994)\n", op=DYNAMIC),
+    Mutation("codes above 2 one up", "scale * 0.5, 4194305.0)", "scale * 0.5, 4194305.5)", op=DYNAMIC),
+    Mutation("codes above 4 one down", "scale * 0.25, 4194306.0)", "scale * 0.25, 4194305.5)", op=DYNAMIC),
+    Mutation("the exponent left in the word", "word - 0x72800000", "word - 0x72000000"),
     # Where things are.
     Mutation("segment read twice", "x_1 = load_row(x_row, 256,", "x_1 = load_row(x_row, 0,"),
     Mutation("segment read two columns on", "x_1 = load_row(x_row, 256,", "x_1 = load_row(x_row, 254,"),
@@ -123,6 +126,8 @@ MUTATIONS = (
     Mutation(
         "a segment left out of the sum", "squares_256 = tl.fma(x_1, x_1, squares_256)", "squares_256 = squares_256"
     ),
+    Mutation("a width left out of the sum", "squares += lane_sums(squares_128, 128)", "", config=WIDTHS),
+    Mutation("nothing written of few rows", "if num_tokens > 0:", "if num_tokens > 17:"),
     Mutation(
         "no rounding of the sum",
         f".to({ACT})\n    tl.store(residual_out_row + columns",

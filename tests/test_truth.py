@@ -26,7 +26,8 @@ SIZES = {"hidden_size": 1024}
 
 
 def case_of(op: str, rounding: str = "none", dtype: str = "bfloat16", special: bool = False, tokens: int = 16) -> Case:
-    return Case(Problem.of(op, SIZES, rounding), tokens, dtype, "contiguous", special, seed=7)  # type: ignore[arg-type]
+    problem = RMSNORM_MXFP4.canonical_problem(Problem.of(op, SIZES, rounding))
+    return Case(problem, tokens, dtype, "contiguous", special, seed=7)  # type: ignore[arg-type]
 
 
 def reference_launch(case: Case, spoil: Callable[[Outputs, Arguments], None] | None = None):  # type: ignore[no-untyped-def]

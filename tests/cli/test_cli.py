@@ -12,9 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from tunegen.cli import cli
-from tunegen.configs import load_entries, save_entries
+from tunegen.codegen.render import template_hash
+from tunegen.configs import TunedBucket, TunedEntry, load_entries, save_entries
 from tunegen.errors import TunegenError
+from tunegen.ops import Problem
+from tunegen.ops.mla_rope import MLA_ROPE
 from tunegen.paths import tuned_configs_dir
+from tunegen.targets import get_target
 
 TUNEGEN = [sys.executable, "-m", "tunegen"]
 
@@ -79,6 +83,67 @@ def test_local_configs_come_before_the_shipped_ones(tmp_path: Path, monkeypatch:
     assert "hidden_size 7168" not in shown
 
 
+def test_lists_have_the_second_family() -> None:
+    shown = " ".join(run("ops").split())
+    assert "mla_rope (templates/mla_rope_cache.py.jinja)" in shown
+    assert "mla_rope_cache(Tensor q_nope, Tensor q_pe, Tensor kv_c" in shown
+    assert "mla_rope_cache_(Tensor positions, Tensor(a!) q_pe" in shown
+    assert "choices of mla_rope_cache (kv_lora_rank 512, num_heads 128," in shown
+    assert "rows_apart, together, rope_apart" in shown
+    rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in run("models").splitlines() if "│" in line}
+    assert [cell.strip() for cell in rows["deepseek-v2-lite"]] == ["2048", "-", "512", "64", "16"]
+    assert [cell.strip() for cell in rows["kimi-k2"]] == ["7168", "1536", "512", "64", "64"]
+
+
+def test_show_tells_variants_apart(tmp_path: Path) -> None:
+    target, sizes = get_target("sm90"), {"num_heads": 16, "kv_lora_rank": 512, "rope_dim": 64}
+    fields = {"median_us": 2.25, "default_us": 3.5, "twin_us": 1.75}
+    entries = []
+    for variant in ("none", "none,fp8"):
+        problem = Problem.of("mla_rope_cache", sizes, variant)
+        bucket = TunedBucket(1, None, {**MLA_ROPE.default(problem, target), "split": "together"}, fields)
+        entry = TunedEntry(
+            op="mla_rope_cache",
+            target="sm90",
+            device=target.device,
+            shape=sizes,
+            variant=variant,
+            dtype="bfloat16",
+            evidence="measured",
+            template_hash=template_hash(MLA_ROPE.template),
+            environment={"device_name": target.device_name},
+            trials=7,
+            buckets=[bucket],
+        )
+        entries.append(entry)
+    save_entries(tmp_path, entries)
+    assert load_entries(tmp_path) == entries
+    shown = " ".join(run("show", "--configs", str(tmp_path), "--op", "mla_rope_cache").split())
+    shape = "mla_rope_cache (kv_lora_rank 512, num_heads 16, rope_dim 64"
+    assert f"{shape}) on {target.device_name}" in shown
+    assert f"{shape}, none,fp8) on {target.device_name}" in shown
+    assert shown.count("measured, 7 configs tried") == 2
+    assert "2.25 │ 3.50 │ 1.75" in shown
+    assert "split=together" in shown
+    assert run("show", "--configs", str(tmp_path), "--op", "mla_rope_cache_").strip() == ""
+
+
+def test_render_of_a_variant() -> None:
+    render = ("render", "mla_rope_cache", "--num-heads", "16", "--target", "sm90")
+    usual, fp8 = run(*render), run(*render, "--variant", "act,fp8")
+    assert "# shape     kv_lora_rank=512, num_heads=16, rope_dim=64\n# rounding  none\n" in usual
+    assert "# rounding  act,fp8\n" in fp8
+    assert "k_scale_ptr" not in usual
+    assert "k_scale_ptr" in fp8
+    compile(fp8, "kernel", "exec")
+    assert run(*render, "--rounding", "act,fp8") == fp8
+    # Flags have an order of their own, in which kernels are named.
+    assert run(*render, "--variant", "none,q_fp8,neox") == run(*render, "--variant", "none,neox,q_fp8")
+    inplace = run("render", "mla_rope_cache_", "--num-heads", "16", "--target", "sm90", "--set", "heads=16")
+    assert "# rounding  act\n" in inplace
+    assert "heads=16" in inplace
+
+
 def test_render() -> None:
     source = run("render", "rmsnorm_mxfp4_quant", "--hidden-size", "7168", "--target", "gfx950", "--set", "num_warps=8")
     assert "num_warps=8" in source
@@ -97,6 +162,24 @@ def test_render() -> None:
         (("render", "rmsnorm_mxfp4_quant", "--hidden-size", "512", "--set", "warps=2"), "Did you mean 'num_warps'"),
         (("render", "rmsnorm_mxfp4_quant", "--hidden-size", "512", "--set", "num_warps"), "--set takes key=value"),
         (("render", "rmsnorm_mxfp4_quant", "--hidden-size", "512", "--rounding", "half"), "no rounding 'half'"),
+        (("render", "mla_rope_cache", "--num-heads", "16", "--variant", "nonsense"), "a variant is one of none, act"),
+        (
+            ("render", "mla_rope_cache_", "--num-heads", "16", "--variant", "act,q_fp8"),
+            "no variants pe_first and q_fp8",
+        ),
+        (("render", "mla_rope_cache", "--variant", "act"), "mla_rope_cache needs --num-heads, or --model NAME"),
+        (("render", "mla_rope_cache", "--hidden-size", "512"), "mla_rope_cache needs --num-heads"),
+        (("render", "rmsnorm_mxfp4_quant", "--num-heads", "16"), "rmsnorm_mxfp4_quant needs --hidden-size"),
+        (("render", "mla_rope_cache", "--num-heads", "16", "--num-heads", "32"), "give each size once"),
+        (("render", "mla_rope_cache", "--num-heads", "0"), "num_heads must be from 1 to 1024; got 0"),
+        (("render", "mla_rope_cache", "--num-heads", "16", "--rope-dim", "12"), "The next multiple is 16"),
+        (("render", "mla_rope_cache", "--num-heads", "16", "--set", "rows=2"), "no config key 'rows'"),
+        (("tune", "--op", "mla_rope_cache"), "mla_rope_cache needs --num-heads, or --model NAME"),
+        (
+            ("tune", "--model", "deepseek-r1", "--tp", "3"),
+            "--tp must divide the 128 heads of deepseek-r1 evenly; got 3",
+        ),
+        (("tune", "--model", "deepseek-r1", "--tp", "0"), "--tp must divide the 128 heads"),
         (("tune",), "Say what for: --model NAME"),
         (("tune", "--model", "deepseek_r1"), "Did you mean 'deepseek-r1'"),
         (("tune", "--hidden-size", "512", "--tokens", "1,x"), "Token counts are positive integers"),

@@ -160,6 +160,8 @@ def test_unknown_names() -> None:
         rendered("rmsnorm_mxfp4_quant", 7168, "none", "sm90", {"num_warp": 4})
     with pytest.raises(UnknownNameError, match="no config key 'waves_per_eu'"):
         rendered("rmsnorm_mxfp4_quant", 7168, "none", "sm90", {"waves_per_eu": 2})
+    with pytest.raises(UnknownNameError, match="no config key 'max_registers'"):
+        rendered("rmsnorm_mxfp4_quant", 7168, "none", "gfx950", {"max_registers": 64})
     with pytest.raises(UnknownNameError, match="no target 'gfx90'"):
         rendered("rmsnorm_mxfp4_quant", 7168, "none", "gfx90", {})
     with pytest.raises(UnknownNameError, match=r"no rounding 'outputs'\. Did you mean 'output'"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +78,9 @@ def work_of(op: str, target: Target, count: int) -> list[Work]:
         problem = family.canonical_problem(Problem.of(op, shape, rounding))
         config = random_config(problem, target, chooser)
         cases = candidates([problem], [chooser.choice(TOKENS)], target)
-        work.append((target, chooser.choice([case for case in cases if not defect_of_the_compiler(case, target)]), config))
+        work.append(
+            (target, chooser.choice([case for case in cases if not defect_of_the_compiler(case, target)]), config)
+        )
     return work
 
 
@@ -205,15 +206,3 @@ def test_a_launch_is_specialised_as_on_a_device(folder: Path) -> None:
     loads = [text.count("buffer_load_ushort") for text in listings]
     assert len(loads) == 2
     assert min(loads) == 0 < max(loads)
-
-
-def test_a_row_is_executed_once_it_is_decoded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not a bound, which a shared machine could not keep: the time is printed, with `pytest -s`."""
-    problem, config = default("rmsnorm_add_mxfp4_quant")
-    outputs_of(problem, config, folder, Options(), 1)
-    start = time.perf_counter()
-    outputs = outputs_of(problem, config, folder, Options(), 33)
-    seconds = time.perf_counter() - start
-    with capsys.disabled():
-        print(f"\n{1e3 * seconds / 33:.1f} ms a row of 7168")
-    assert outputs[0].shape == (33, 3584)

@@ -4,7 +4,7 @@
 # target    sm90
 # shape     hidden_size=1536
 # rounding  sum_norm_output
-# config    splits=1, rows=2, programs_per_unit=2, num_stages=2, cover=3x512, num_warps=4, load_policy=default, store_policy=streaming
+# config    splits=1, rows=2, programs_per_unit=2, num_stages=2, cover=3x512, num_warps=4, load_policy=default, store_policy=streaming, max_registers=0
 import triton
 import triton.language as tl
 
@@ -53,22 +53,17 @@ def of_words(block_tile, NUM_BLOCKS: tl.constexpr, PACK: tl.constexpr):
 
 
 @triton.jit
-def saturate(a):
-    return tl.minimum(tl.maximum(a, 0.0), 1.0)
+def round_e2m1(a, scale):
+    """Bits of 2^22 + half the E2M1 code of v = a scale, which is below 7, rounded to nearest even.
 
-
-@triton.jit
-def round_e2m1(a, half):
-    """Bits of 2^23 + the E2M1 code of 2 a half, which is below 7, rounded to nearest even.
-
-    The code of v is the nearest-even integer of min(2 v, v + 2, v / 2 + 4), which with h = v / 2 is
-    4 sat(h) + 2 sat(h - 1) + 2 sat(h / 2 - 1). Every term below the last one that is not 0 is an
-    integer: added to 2^23 one by one, they round once.
+    The code is the nearest-even integer of min(2 v, v + 2, v / 2 + 4), and rounding is monotonic: it is the least
+    of the three, each rounded once as it is added to 2^22, where an ulp is a half. Positive floats are in the
+    order of their bits, and the least of three integers is one instruction.
     """
-    code = tl.fma(saturate(tl.fma(a, half, 0.0)), 4.0, 8388608.0)
-    code = tl.fma(saturate(tl.fma(a, half, -1.0)), 2.0, code)
-    code = tl.fma(saturate(tl.fma(a, half * 0.5, -1.0)), 2.0, code)
-    return code.to(tl.int32, bitcast=True)
+    below_2 = tl.fma(a, scale, 4194304.0).to(tl.int32, bitcast=True)
+    below_4 = tl.fma(a, scale * 0.5, 4194305.0).to(tl.int32, bitcast=True)
+    above_4 = tl.fma(a, scale * 0.25, 4194306.0).to(tl.int32, bitcast=True)
+    return tl.minimum(tl.minimum(below_2, below_4), above_4)
 
 
 @triton.jit
@@ -82,7 +77,7 @@ def pack_8(values, scale, NUM_BLOCKS: tl.constexpr):
     """E2M1 codes of values * scale (block by block), 8 a word, the even element low."""
     bits = values.to(tl.int32, bitcast=True)
     a = (bits & 0x7FFFFFFF).to(tl.float32, bitcast=True)
-    codes = round_e2m1(a, scale * 0.5)
+    codes = round_e2m1(a, scale)
     even, odd = tl.split(tl.reshape(codes, (NUM_BLOCKS, 4, 4, 2)))
     even_04, even_26 = tl.split(tl.reshape(even, (NUM_BLOCKS, 4, 2, 2)))
     odd_15, odd_37 = tl.split(tl.reshape(odd, (NUM_BLOCKS, 4, 2, 2)))
@@ -111,8 +106,8 @@ def pack_8(values, scale, NUM_BLOCKS: tl.constexpr):
     word = (word << 4) + c1
     signs = append_sign(signs, b0)
     word = (word << 4) + c0
-    # The exponent of 2^23 has left the word at the top, but for that of the last two: 0x4B000000 * 17.
-    return (word + 0x05000000) | (signs & -0x77777778)
+    # The exponent of 2^22 has left the word at the top, but for that of the last three: 0x4A800000 * 273.
+    return (word - 0x72800000) | (signs & -0x77777778)
 
 
 @triton.jit
@@ -173,9 +168,9 @@ def rmsnorm_add_mxfp4_quant(
     PAIRS: tl.constexpr,
 ):
     columns_512 = tl.arange(0, 512)[None, :]
-    weight_0 = load_row(weight_ptr, True, 0, 512, PAIRS, "evict_last")
-    weight_1 = load_row(weight_ptr, True, 512, 512, PAIRS, "evict_last")
-    weight_2 = load_row(weight_ptr, True, 1024, 512, PAIRS, "evict_last")
+    weight_0 = load_row(weight_ptr, True, 0, 512, PAIRS, "")
+    weight_1 = load_row(weight_ptr, True, 512, 512, PAIRS, "")
+    weight_2 = load_row(weight_ptr, True, 1024, 512, PAIRS, "")
     num_tiles = tl.cdiv(num_tokens, 2)
     for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), num_stages=2):
         first_row = tile.to(tl.int64) * 2

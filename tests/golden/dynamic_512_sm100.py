@@ -4,7 +4,7 @@
 # target    sm100
 # shape     hidden_size=512
 # rounding  none
-# config    splits=1, rows=1, programs_per_unit=0, num_stages=1, cover=2x256, num_warps=1, load_policy=default, store_policy=default
+# config    splits=1, rows=1, programs_per_unit=0, num_stages=1, cover=2x256, num_warps=1, load_policy=default, store_policy=default, max_registers=0
 import triton
 import triton.language as tl
 

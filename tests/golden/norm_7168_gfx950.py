@@ -35,6 +35,18 @@ def load_row(
 
 
 @triton.jit
+def lane_sums(values, WIDTH: tl.constexpr):
+    """Sums of what each of 256 lanes holds of WIDTH values: runs of up to 8, as load_row loads them.
+
+    Segments of different widths are added up lane by lane before one reduction over the lanes.
+    """
+    PER_LANE: tl.constexpr = WIDTH // 256
+    RUN: tl.constexpr = PER_LANE if PER_LANE < 8 else 8
+    runs = tl.sum(tl.reshape(values, (PER_LANE // RUN, 256, RUN)), axis=2)
+    return tl.sum(runs, axis=0)
+
+
+@triton.jit
 def block_amax_bits(values, NUM_BLOCKS: tl.constexpr):
     """Bit pattern of the largest |value| of each 32: compared as an integer, so that NaN wins."""
     bits = values.to(tl.int32, bitcast=True) & 0x7FFFFFFF
@@ -156,14 +168,14 @@ def rmsnorm_mxfp4_quant(
     x_row = x_ptr + first_row * x_stride
     q_row = q_ptr + first_row * 3584
     scales_row = scales_ptr + first_row * 224
+    weight_0 = load_row(weight_ptr, 0, 2048, PAIRS, "")
+    weight_1 = load_row(weight_ptr, 2048, 2048, PAIRS, "")
+    weight_2 = load_row(weight_ptr, 4096, 2048, PAIRS, "")
+    weight_3 = load_row(weight_ptr, 6144, 1024, PAIRS, "")
     x_0 = load_row(x_row, 0, 2048, PAIRS, "")
     x_1 = load_row(x_row, 2048, 2048, PAIRS, "")
     x_2 = load_row(x_row, 4096, 2048, PAIRS, "")
     x_3 = load_row(x_row, 6144, 1024, PAIRS, "")
-    weight_0 = load_row(weight_ptr, 0, 2048, PAIRS, "evict_last")
-    weight_1 = load_row(weight_ptr, 2048, 2048, PAIRS, "evict_last")
-    weight_2 = load_row(weight_ptr, 4096, 2048, PAIRS, "evict_last")
-    weight_3 = load_row(weight_ptr, 6144, 1024, PAIRS, "evict_last")
     squares_2048 = x_0 * x_0
     squares_2048 = tl.fma(x_1, x_1, squares_2048)
     squares_2048 = tl.fma(x_2, x_2, squares_2048)
@@ -176,8 +188,9 @@ def rmsnorm_mxfp4_quant(
     amax_2 = block_amax_bits(y_2, 64)
     y_3 = x_3 * weight_3
     amax_3 = block_amax_bits(y_3, 32)
-    sum_of_squares = tl.sum(squares_2048)
-    sum_of_squares += tl.sum(squares_1024)
+    squares = lane_sums(squares_2048, 2048)
+    squares += lane_sums(squares_1024, 1024)
+    sum_of_squares = tl.sum(squares)
     norm = tl.rsqrt(sum_of_squares * 0.00013950892857142856 + epsilon)  # 1 / 7168
     norm = tl.where(sum_of_squares < float("inf"), norm, float("nan"))
     store_mxfp4(y_0, amax_0, norm, q_row, scales_row, 0, 2048, 8)

@@ -52,22 +52,17 @@ def of_words(block_tile, NUM_BLOCKS: tl.constexpr, PACK: tl.constexpr):
 
 
 @triton.jit
-def saturate(a):
-    return tl.minimum(tl.maximum(a, 0.0), 1.0)
+def round_e2m1(a, scale):
+    """Bits of 2^22 + half the E2M1 code of v = a scale, which is below 7, rounded to nearest even.
 
-
-@triton.jit
-def round_e2m1(a, half):
-    """Bits of 2^23 + the E2M1 code of 2 a half, which is below 7, rounded to nearest even.
-
-    The code of v is the nearest-even integer of min(2 v, v + 2, v / 2 + 4), which with h = v / 2 is
-    4 sat(h) + 2 sat(h - 1) + 2 sat(h / 2 - 1). Every term below the last one that is not 0 is an
-    integer: added to 2^23 one by one, they round once.
+    The code is the nearest-even integer of min(2 v, v + 2, v / 2 + 4), and rounding is monotonic: it is the least
+    of the three, each rounded once as it is added to 2^22, where an ulp is a half. Positive floats are in the
+    order of their bits, and the least of three integers is one instruction.
     """
-    code = tl.fma(saturate(tl.fma(a, half, 0.0)), 4.0, 8388608.0)
-    code = tl.fma(saturate(tl.fma(a, half, -1.0)), 2.0, code)
-    code = tl.fma(saturate(tl.fma(a, half * 0.5, -1.0)), 2.0, code)
-    return code.to(tl.int32, bitcast=True)
+    below_2 = tl.fma(a, scale, 4194304.0).to(tl.int32, bitcast=True)
+    below_4 = tl.fma(a, scale * 0.5, 4194305.0).to(tl.int32, bitcast=True)
+    above_4 = tl.fma(a, scale * 0.25, 4194306.0).to(tl.int32, bitcast=True)
+    return tl.minimum(tl.minimum(below_2, below_4), above_4)
 
 
 @triton.jit
@@ -81,13 +76,13 @@ def pack_2(values, scale, NUM_BLOCKS: tl.constexpr):
     """E2M1 codes of values * scale (block by block), 2 a word, the even element low."""
     bits = values.to(tl.int32, bitcast=True)
     a = (bits & 0x7FFFFFFF).to(tl.float32, bitcast=True)
-    codes = round_e2m1(a, scale * 0.5)
+    codes = round_e2m1(a, scale)
     c0, c1 = tl.split(tl.reshape(codes, (NUM_BLOCKS, 16, 2)))
     b0, b1 = tl.split(tl.reshape(bits, (NUM_BLOCKS, 16, 2)))
     signs = append_sign((b1 >> 28) & 0xF, b0)
     word = (c1 << 4) + c0
-    # The exponent of 2^23 has left the word at the top, but for that of the last two: 0x4B000000 * 17.
-    return (word + 0x05000000) | (signs & -0x77777778)
+    # The exponent of 2^22 has left the word at the top, but for that of the last three: 0x4A800000 * 273.
+    return (word - 0x72800000) | (signs & -0x77777778)
 
 
 @triton.jit
@@ -143,10 +138,10 @@ def rmsnorm_mxfp4_quant(
     x_row = x_ptr + first_row * x_stride
     q_row = q_ptr + first_row * 48
     scales_row = scales_ptr + first_row * 3
+    weight_0 = load_row(weight_ptr, 0, 64, PAIRS, "")
+    weight_1 = load_row(weight_ptr, 64, 32, PAIRS, "")
     x_0 = load_row(x_row, 0, 64, PAIRS, "")
     x_1 = load_row(x_row, 64, 32, PAIRS, "")
-    weight_0 = load_row(weight_ptr, 0, 64, PAIRS, "evict_last")
-    weight_1 = load_row(weight_ptr, 64, 32, PAIRS, "evict_last")
     squares_64 = x_0 * x_0
     squares_32 = x_1 * x_1
     sum_of_squares = tl.sum(squares_64)

@@ -3,7 +3,8 @@
     python inside_pack.py PROJECT EXPECTED
 
 Prints one JSON object: the name of each check, with what failed in it or an empty string. EXPECTED is a file of
-calls and their outputs, made with the reference.
+calls and their outputs, made with the reference; rope.pt beside it holds calls that write their arguments too, with
+those as they are afterwards.
 """
 
 from __future__ import annotations
@@ -66,6 +67,19 @@ def check_cpu_is_the_reference() -> None:
         assert_equal(call, outputs_of(call))
 
 
+def check_cpu_ops_that_write_are_the_reference() -> None:
+    calls = torch.load(EXPECTED.with_name("rope.pt"))
+    assert {call["op"] for call in calls} == {"mla_rope_cache", "mla_rope_cache_"}
+    for call in calls:
+        written = [*(outputs_of(call) or ()), *(call["args"][at] for at in call["written"])]
+        assert len(written) == len(call["outputs"])
+        for tensor, expected in zip(written, call["outputs"], strict=True):
+            assert (tensor.dtype, tensor.shape) == (expected.dtype, expected.shape), call["op"]
+            # To the bit: a cache of random bits holds NaN.
+            one, other = (t.contiguous().view(torch.uint8) for t in (tensor, expected))
+            assert torch.equal(one, other), call["op"]
+
+
 def check_no_tokens() -> None:
     import tunegen_ops
 
@@ -95,7 +109,8 @@ def check_opcheck() -> None:
 def check_pt2_compliant() -> None:
     import tunegen_ops  # noqa: F401
 
-    for op in ("dynamic_mxfp4_quant", "rmsnorm_mxfp4_quant", "rmsnorm_add_mxfp4_quant"):
+    norms = ("dynamic_mxfp4_quant", "rmsnorm_mxfp4_quant", "rmsnorm_add_mxfp4_quant")
+    for op in (*norms, "mla_rope_cache", "mla_rope_cache_"):
         assert torch.Tag.pt2_compliant_tag in getattr(torch.ops.tunegen_ops, op).default.tags
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tunegen.codegen.render import template_hash
 from tunegen.configs import TunedBucket, TunedEntry
-from tunegen.ops import Problem, get_family
+from tunegen.ops import Config, Problem, get_family
+from tunegen.ops.mla_rope import MLA_ROPE
 from tunegen.ops.rmsnorm_mxfp4 import RMSNORM_MXFP4
 from tunegen.runtime.device import DeviceKey
 from tunegen.targets import Target, get_target
@@ -14,6 +15,9 @@ from tunegen.targets import Target, get_target
 HIDDEN_SIZES = (512, 96)
 # Token counts tuned at, and the last that each serves.
 BUCKETS = ((1, 2), (8, 16), (64, None))
+ROPE_SIZES = {"num_heads": 4, "kv_lora_rank": 64, "rope_dim": 16}
+# What the buckets of an mla_rope entry have in place of the default.
+ROPE_CHANGES: tuple[Config, ...] = ({}, {"split": "together"}, {"store_policy": "streaming"})
 
 
 def make_entry(
@@ -49,6 +53,43 @@ def make_entries(
         make_entry(op, hidden_size, get_target(target), device, evidence)
         for op in RMSNORM_MXFP4.ops
         for hidden_size in HIDDEN_SIZES
+        for target in targets
+    ]
+
+
+def make_rope_entry(
+    op: str, variant: str, target: Target, device: DeviceKey | None = None, evidence: str = "measured", buckets: int = 3
+) -> TunedEntry:
+    """An entry of an mla_rope op, tuned with a variant; the buckets' configs differ, and those of fp8 from others."""
+    problem = Problem.of(op, ROPE_SIZES, variant)
+    config = {**MLA_ROPE.default(problem, target), "load_policy": "evict_first" if "fp8" in variant else "default"}
+    edges = [*(last for _, last in BUCKETS[: buckets - 1]), None]
+    return TunedEntry(
+        op=op,
+        target=target.name,
+        device=device or target.device,
+        shape=ROPE_SIZES,
+        variant=variant,
+        dtype="bfloat16",
+        evidence=evidence,
+        template_hash=template_hash(MLA_ROPE.template),
+        environment={"device_name": target.device_name},
+        trials=3,
+        buckets=[
+            TunedBucket(tokens, last, {**config, **change}, {"median_us": 2.0, "default_us": 2.5, "twin_us": 1.5})
+            for (tokens, _), last, change in zip(BUCKETS, edges, ROPE_CHANGES, strict=False)
+        ],
+    )
+
+
+def make_rope_entries(
+    targets: tuple[str, ...] = ("gfx950", "sm90"), device: DeviceKey | None = None, buckets: int = 3
+) -> list[TunedEntry]:
+    """An entry for every mla_rope op, tuned variant and target."""
+    return [
+        make_rope_entry(op, variant, get_target(target), device, buckets=buckets)
+        for op in MLA_ROPE.ops
+        for variant in MLA_ROPE.tuned_variants(op)
         for target in targets
     ]
 

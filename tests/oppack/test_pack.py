@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 import torch
-from synthetic import make_entries, make_entry
+from synthetic import ROPE_SIZES, make_entries, make_entry
 
 from tunegen.evaluate.conformance import Arguments, Outputs, fewest_lanes_per_row, run_case
+from tunegen.evaluate.conformance.mla_rope import WRITTEN, make_args
+from tunegen.evaluate.conformance.mla_rope import Case as RopeCase
 from tunegen.evaluate.conformance.rows import matrix
 from tunegen.oppack import EmittedPack, emit_pack
 from tunegen.ops import Problem
+from tunegen.ops.mla_rope import MLA_ROPE
 from tunegen.ops.rmsnorm_mxfp4 import RMSNORM_MXFP4
 from tunegen.runtime import dispatch
 from tunegen.runtime.api import Pack
@@ -53,6 +56,19 @@ def manifest(emitted: EmittedPack) -> Manifest:
 # --- Alone in a process ---
 
 
+def rope_calls() -> list[dict[str, Any]]:
+    """Calls of the ops that write their arguments, in every variant, with all that they write."""
+    calls = []
+    for name in MLA_ROPE.ops:
+        for tuned in MLA_ROPE.tuned_variants(name):
+            for problem in MLA_ROPE.served(Problem.of(name, ROPE_SIZES, tuned)):
+                args = make_args(RopeCase(problem, 4, 5, 4, slots="negative"), torch.device("cpu"))
+                after = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args]
+                outputs = [*OPS[name].reference(*after), *(after[at] for at in WRITTEN[name])]
+                calls.append({"op": name, "args": args, "written": WRITTEN[name], "outputs": outputs})
+    return calls
+
+
 @pytest.fixture(scope="module")
 def inside(emitted: EmittedPack, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Results of inside_pack.py by check."""
@@ -67,6 +83,7 @@ def inside(emitted: EmittedPack, tmp_path_factory: pytest.TempPathFactory) -> di
                     calls.append({"op": op.name, "args": given, "outputs": op.reference(*given)})
     expected = tmp_path_factory.mktemp("expected") / "calls.pt"
     torch.save(calls, expected)
+    torch.save(rope_calls(), expected.with_name("rope.pt"))
     command = [sys.executable, INSIDE, emitted.path, expected]
     ran = subprocess.run(command, check=False, capture_output=True, text=True, cwd=expected.parent)
     assert ran.returncode == 0, ran.stderr
@@ -277,7 +294,7 @@ def test_gpu_conforms_at_unseen_token_counts(gpu_pack: ModuleType, op: str, hidd
     target = present_device().target  # type: ignore[union-attr]
     lanes = fewest_lanes_per_row(target, make_entry(op, hidden_size, target).buckets[0].config)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", TunegenPackWarning)
+        warnings.simplefilter("error", gpu_pack.TunegenPackWarning)
         for case in matrix(problems, tokens=(0, 1, 2, 3, 15, 17, 33, 300)):
             assert not run_case(launch, case, torch.device("cuda"), lanes), case
 

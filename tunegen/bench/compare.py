@@ -63,8 +63,8 @@ def compare(entry: TunedEntry, token_counts: list[int]) -> list[Comparison]:
                 return Replay(workload.launch(kernel), sets=len(workload.inputs))
 
             tuned = entry.bucket(tokens).config
-            launches = [*family.twin_configs(problem, target), family.default(problem, target), tuned]
-            twins = [replay(config, twin=True) for config in launches]
+            own = [family.twin_of(problem, target, config) for config in (family.default(problem, target), tuned)]
+            twins = [replay(config, twin=True) for config in [*family.twin_configs(problem, target), *own] if config]
             looks = time_interleaved(twins, LOOKS)
             twin = min(zip(looks, twins, strict=True), key=lambda look: look[0].median)[1]
             graphs = [empty, twin, replay(family.default(problem, target)), replay(tuned), replay(tuned)]

@@ -126,8 +126,8 @@ packages = ["{name}"]
 def _row(entry: Entry) -> str:
     served = [str(bucket.tokens) for bucket in entry.buckets]
     evidence = entry.evidence + (", stale" if entry.stale else "")
-    cells = (f"`{entry.op}`", shape_text(entry.shape), entry.target, str(entry.device), evidence, ", ".join(served))
-    return f"| {' | '.join(cells)} |"
+    kernels_of = (entry.target, str(entry.device), evidence, ", ".join(served))
+    return f"| {' | '.join((f'`{entry.op}`', shape_text(entry.shape), entry.variant, *kernels_of))} |"
 
 
 def readme_text(manifest: Manifest) -> str:
@@ -173,10 +173,11 @@ reference. It warns once and says what to do.
 
 ## Contents
 
-| op | shape | target | device | evidence | tuned at tokens |
-| --- | --- | --- | --- | --- | --- |
+| op | shape | variant | target | device | evidence | tuned at tokens |
+| --- | --- | --- | --- | --- | --- | --- |
 {rows}
 {caution}
-Each op has kernels for all its roundings. `{name}/kernels/` holds their sources, plain Triton that can be read,
+The variant is what was tuned: the rounding, and of mla_rope_cache the pairing, order and dtypes. Each entry has
+kernels for all roundings, pairings and orders. `{name}/kernels/` holds their sources, plain Triton that can be read,
 and `{name}/manifest.json` says which serves which call, with the evidence for it.
 """

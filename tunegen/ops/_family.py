@@ -148,6 +148,10 @@ class Family(ABC):
     def twin_configs(self, problem: Problem, target: Target) -> list[Config]:
         """Launch choices that the traffic twin is taken the best of."""
 
+    def twin_of(self, problem: Problem, target: Target, config: Config) -> Config | None:
+        """The twin with the launch choices of a config; None if there is none."""
+        return config
+
     @abstractmethod
     def tuned_variants(self, op: str) -> tuple[str, ...]:
         """The variants of an op that are tuned on their own, the usual one first."""

@@ -141,6 +141,8 @@ class RmsnormMxfp4(Family):
         ]
         if target.backend == "hip":
             knobs.append(Knob("waves_per_eu", (0, 1, 2, 4), "waves a SIMD the register allocator aims at; 0: its own"))
+        else:
+            knobs.append(Knob("max_registers", (0, 64, 128), "registers a lane the assembler aims at; 0: its own"))
         return tuple(knobs)
 
     def canonical(self, config: Config) -> Config:
@@ -240,11 +242,15 @@ class RmsnormMxfp4(Family):
             "widths": list(dict.fromkeys(segment["width"] for segment in segments)),
             "packs": sorted({segment["pack"] for segment in segments}, reverse=True),
             "rows": rows,
+            "lanes": lanes,
+            # Lane by lane only if each lane has a value of each segment.
+            "one_sum": rows == 1 and len(set(cover)) > 1 and min(cover) >= lanes,
             "persistent": bool(config["programs_per_unit"]),
             "num_stages": config["num_stages"],
             "load_policy": config["load_policy"],
             "store_policy": config["store_policy"],
             "conversion": target.fp4_conversion,
+            "backend": target.backend,
         }
 
     def launch_options(self, target: Target, config: Config) -> dict[str, Any]:
@@ -252,6 +258,8 @@ class RmsnormMxfp4(Family):
         options: dict[str, Any] = {"num_warps": config["num_warps"], "num_stages": 1, "enable_fp_fusion": False}
         if config.get("waves_per_eu"):
             options["waves_per_eu"] = config["waves_per_eu"]
+        if config.get("max_registers"):
+            options["maxnreg"] = config["max_registers"]
         return options
 
     def arguments(self, problem: Problem) -> tuple[Argument, ...]:
@@ -311,6 +319,11 @@ class RmsnormMxfp4(Family):
             if self.valid(problem, target, config):
                 configs.append(config)
         return configs or [base]
+
+    def twin_of(self, problem: Problem, target: Target, config: Config) -> Config | None:
+        """A twin takes a row at a time; a config that is valid for several alone has none."""
+        alone = {**config, "rows": 1}
+        return alone if self.valid(problem, target, alone) else None
 
 
 RMSNORM_MXFP4 = RmsnormMxfp4()

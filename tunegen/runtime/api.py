@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .device import DeviceKey, device_key
-from .families import OPS, Op, Shape
+from .families import OPS, Op, OpInputError, Shape
 from .manifest import Bucket, Entry, read_manifest
 from .registration import register
 from .table import Table, shape_text
@@ -87,13 +87,21 @@ def _op(name: str) -> Op:
 
 
 def _example(op: Op, shape: Shape, variant: str | None) -> list[Any]:
-    """Arguments of a call at that shape; raises PackNameError unless it has the op's sizes."""
+    """Arguments of a call at that shape.
+
+    Raises:
+        PackNameError: It does not have the op's sizes.
+        OpInputError: A size is not positive, or the op has no such variant.
+    """
     for name in shape:
         if name not in op.sizes:
             raise _unknown(f"size of {op.name}", name, op.sizes)
     missing = [name for name in op.sizes if name not in shape]
     if missing:
         raise PackNameError(f"{op.name} must be given its sizes: {', '.join(f'{name}=...' for name in missing)}.")
+    for name, size in shape.items():
+        if size < 1:
+            raise OpInputError(f"{name} must be a positive integer; got {size}.")
     about = {} if variant is None else {"variant": variant}
     return list(op.inputs(shape, 1, torch.bfloat16, torch.device("cpu"), torch.Generator(), **about))
 
@@ -152,9 +160,12 @@ class Pack:
 
         Raises:
             PackNameError: There is no such op, or it has other sizes.
+            OpInputError: The op does not accept these sizes, or has no such variant.
         """
         the_op = _op(op)
-        wanted = the_op.variant(*_example(the_op, shape, variant))
+        args = _example(the_op, shape, variant)
+        the_op.check(*args)
+        wanted = the_op.variant(*args)
         key = _key(device)
         return key is not None and self.table.match(op, shape, wanted, key).entry is not None
 
@@ -209,7 +220,7 @@ class Pack:
 
         At every token count and alignment, in all roundings. Of mla_rope_cache and mla_rope_cache_: with the
         pairing, the cache's order and the dtypes that the entries were tuned with, flat and paged caches, int64
-        positions, and cos_sin_cache in the activation dtype.
+        positions, cos_sin_cache in the activation dtype, and a scale for all that is fp8.
 
         Call it once before serving, and before a CUDA graph is captured. Triton keeps what it compiled on
         disk: the next process takes a fraction of the time.

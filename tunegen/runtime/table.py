@@ -91,7 +91,7 @@ class Table:
             return Match(
                 None,
                 f"{self.pack} has no kernels of variant {variant!r} of {op}, {shape_text(shape)}, for {device.arch}:"
-                f" {reference} Emit the pack again.",
+                f" {reference} To tune for {device} {_tune_command(op, shape)}.",
             )
 
         def distance(entry: Entry) -> tuple[int | bool, ...]:

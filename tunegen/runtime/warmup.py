@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
-from .device import device_key
+from .device import DeviceKey, device_key
 from .families import OPS, Op
 from .forms import ALIGNMENT, load_form
 from .manifest import Entry
 from .table import Table
 
+# Triton's AMD back end compiles one kernel for tensors whose storage has fewer bytes, and another for the rest.
+LARGE = 2**31
 # Bytes that an example's cache may take: two pages of the widest rows.
 LARGEST_EXAMPLE = 2**26
 
@@ -83,7 +85,12 @@ class _CompileOnly:
 
 
 def _shifted(tensor: torch.Tensor, elements: int) -> torch.Tensor:
-    """A copy with the same strides that begins ``elements`` after a boundary of 16 bytes."""
+    """A copy with the same strides that begins ``elements`` after a boundary of 16 bytes.
+
+    Of a part of a large storage a later part: a copy would not be large.
+    """
+    if tensor.untyped_storage().nbytes() >= LARGE:
+        return tensor.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset() + elements)
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     flat = torch.empty(last + 1 + ALIGNMENT, dtype=tensor.dtype, device=tensor.device)
     return flat.as_strided(tensor.shape, tensor.stride(), elements).copy_(tensor)
@@ -102,20 +109,25 @@ def _usual(entry: Entry, variant: str) -> bool:
 
 
 def _jobs(
-    root: Path, table: Table, index: int, dtypes: tuple[torch.dtype, ...] | None, everything: bool
+    root: Path,
+    table: Table,
+    key: DeviceKey,
+    device: torch.device,
+    dtypes: tuple[torch.dtype, ...] | None,
+    everything: bool,
+    large: torch.Tensor | None,
 ) -> Iterator[_Job]:
-    device = torch.device("cuda", index)
+    """What to compile for the device of a key, with arguments on ``device``; ``large`` as of `Op.specialisations`."""
     generator = torch.Generator(device).manual_seed(0)
-    # Triton's AMD back end compiles one kernel for tensors of less than 2 GiB and another for the rest.
-    large = torch.empty(2**31 + LARGEST_EXAMPLE, dtype=torch.uint8, device=device) if torch.version.hip else None
     for op in OPS.values():
-        for entry in table.entries(op.name, device_key(index)):
+        for entry in table.entries(op.name, key):
             for variant in entry.variants:
                 if not (everything or _usual(entry, variant)):
                     continue
                 calls: list[tuple[Any, ...]] = []
                 for dtype in dtypes or (getattr(torch, entry.dtype),):
                     args = op.inputs(entry.shape, 1, dtype, device, generator, variant)
+                    op.check(*args)  # a dtype that the op does not take is refused here
                     calls += op.specialisations(args, everything, large)
                 # Four bytes on, bfloat16 is still loaded two values a word; two bytes on, no longer.
                 others = [_misaligned(args, num_bytes) for args in calls for num_bytes in (4, 2)]
@@ -144,14 +156,15 @@ def warm_up(
     """
     start = time.perf_counter()
     compiled: dict[int, Any] = {}
-    units = device_key(index).units
+    key, device = device_key(index), torch.device("cuda", index)
     with torch.cuda.device(index):
-        jobs = list(_jobs(root, table, index, dtypes, everything))
+        large = torch.empty(LARGE + LARGEST_EXAMPLE, dtype=torch.uint8, device=device) if torch.version.hip else None
+        jobs = list(_jobs(root, table, key, device, dtypes, everything, large))
 
     def compile_job(job: _Job) -> None:
         with torch.cuda.device(index):
             begin = time.perf_counter()
-            job.run(lambda function: _CompileOnly(function, compiled), units)
+            job.run(lambda function: _CompileOnly(function, compiled), key.units)
         if verbose:
             form = "aligned" if job.aligned else "general"
             print(f"{job.path.relative_to(root)} ({form}): {time.perf_counter() - begin:.2f} s")
@@ -160,7 +173,7 @@ def warm_up(
         list(threads.map(compile_job, jobs))
     with torch.cuda.device(index):
         for job in jobs:
-            job.run(lambda function: function, units)
+            job.run(lambda function: function, key.units)
         torch.cuda.synchronize(index)
     result = WarmUp(len(compiled), time.perf_counter() - start)
     if verbose:

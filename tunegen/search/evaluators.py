@@ -311,7 +311,8 @@ class MeasuredEvaluator(Evaluator):
             for config in [default, *configs]:  # compiled by an earlier run, if this one goes on from it
                 self.prepare(problem, config)
             # The twin has the launch choices that the kernel has, those of the finalists among them.
-            finalists = [self.prepare(problem, config, twin=True) for config in [default, *configs]]
+            own = [family.twin_of(problem, self.target, config) for config in [default, *configs]]
+            finalists = [self.prepare(problem, config, twin=True) for config in own if config]
             twins = list({twin.digest: twin for twin in [*self._twins[problem], *finalists]}.values())
             looks = [(measure.time_interleaved([self._replay(problem, tokens, t)], 2, 1)[0].median, t) for t in twins]
             twin = min(looks, key=lambda look: look[0])[1]

@@ -82,7 +82,7 @@ class Op(ABC):
         Args:
             args: A call.
             everything: Also calls that are rare.
-            large: Bytes, more than 2 GiB of them, on devices for which Triton tells such tensors from others.
+            large: Bytes, more than 2 GiB of them, on devices for which Triton tells such storages from others.
         """
         return [args]
 

@@ -218,7 +218,7 @@ def _specialisations(
     cache_at: int,
     scales_at: tuple[int, ...],
 ) -> list[tuple[Any, ...]]:
-    """Flat and paged cache; if ``everything`` with positions and table of either dtype, and scales or none."""
+    """Flat and paged cache; if ``everything`` with positions and table of either dtype, and each scale or none."""
     table, cache = args[table_at], args[cache_at]
     tables = (table.dtype, torch.float32) if everything else (table.dtype,)
     integers = (torch.int64, torch.int32) if everything else (torch.int64,)
@@ -228,16 +228,14 @@ def _specialisations(
         longer.append(large.view(cache.dtype)[: longer[0].numel()].view(longer[0].shape))
     # Its beginning, and every second block of it: without pages and with.
     caches = [view for whole in longer for view in (whole[:blocks], whole[::2])]
-    given = everything and any(args[at] is not None for at in scales_at)
+    scales = [(args[at], None) if everything and args[at] is not None else (args[at],) for at in scales_at]
     made = []
-    for chosen, dtype, kv_cache, scaled in itertools.product(
-        tables, integers, caches, (True, False) if given else (True,)
-    ):
+    for chosen, dtype, kv_cache, scaled in itertools.product(tables, integers, caches, itertools.product(*scales)):
         call = list(args)
         call[table_at], call[positions_at] = table.to(chosen), args[positions_at].to(dtype)
         call[cache_at] = kv_cache
-        for at in scales_at:
-            call[at] = args[at] if scaled else None
+        for at, scale in zip(scales_at, scaled, strict=True):
+            call[at] = scale
         made.append(tuple(call))
     return made
 
@@ -509,6 +507,8 @@ class MlaRopeCacheInplace(Op):
         variant: str = "act",
     ) -> tuple[Any, ...]:
         chosen = Variant.parse(variant)
+        if chosen.pe_first or chosen.q_fp8:
+            raise OpInputError(f"{self.name} has no variants pe_first and q_fp8: it is vLLM's op; got {variant!r}.")
         cache = reference.native_fp8(device) if chosen.fp8 else dtype
         made = _random_inputs(shape, num_tokens, dtype, device, generator, cache)
         del made["q_nope"]

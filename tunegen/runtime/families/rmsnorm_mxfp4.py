@@ -108,6 +108,8 @@ class DynamicMxfp4Quant(Op):
         generator: torch.Generator,
         variant: str = "none",
     ) -> tuple[Any, ...]:
+        if variant != "none":
+            raise OpInputError(f"{self.name} has one variant, none: nothing is rounded on its way; got {variant!r}.")
         size = (num_tokens, shape["hidden_size"])
         return (torch.randn(size, dtype=torch.float32, device=device, generator=generator).to(dtype),)
 

@@ -70,7 +70,7 @@ def rotate(values: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, is_neox: 
 
 
 def existing_slots(slot_mapping: torch.Tensor, kv_cache: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """The slot of each token, -1 where it has none: a negative one, one past the cache, or no entry in the mapping."""
+    """The slot of each token; negative where it has none: its slot is, or lies past the cache, or is not mapped."""
     slots = slot_mapping.new_full((num_tokens,), -1)
     slots[: slot_mapping.shape[0]] = slot_mapping
     return torch.where(slots < kv_cache.shape[:-1].numel(), slots, -1)
