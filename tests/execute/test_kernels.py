@@ -17,12 +17,14 @@ import pytest
 import torch
 
 from tunegen.codegen.render import render
+from tunegen.configs import load_entries
 from tunegen.evaluate.conformance import Case, candidates, fewest_lanes_per_row, make_args
 from tunegen.evaluate.executor import Executor, execute_case
 from tunegen.evaluate.interpreter import UNITS
 from tunegen.execute.driver import Executed, executed
 from tunegen.execute.machine import Options
-from tunegen.ops import Config, Problem, get_family
+from tunegen.ops import Config, Problem, config_key, get_family
+from tunegen.paths import tuned_configs_dir
 from tunegen.runtime.families import OPS
 from tunegen.runtime.kernel import load_kernel
 from tunegen.targets import Target, get_target
@@ -123,6 +125,27 @@ def test_random_configs_conform_on_gfx950(op: str, executor: Executor, folder: P
 @pytest.mark.parametrize("op", [*ROWS_OPS, *ROPE_OPS])
 def test_random_configs_conform_on_gfx942(op: str, executor: Executor, folder: Path) -> None:
     assert failures(executor, folder, work_of(op, GFX942, 4)) == []
+
+
+def test_shipped_winners_conform_on_gfx950(executor: Executor, folder: Path) -> None:
+    """Every tuned config of gfx950 at the size that it was tuned for, each in another rounding.
+
+    One tuned before a knob was there has the knob's default.
+    """
+    chooser = random.Random(0)
+    work = []
+    for entry in load_entries(tuned_configs_dir(), ["gfx950"]):
+        family = get_family(entry.op)
+        served = family.served(entry.problem)
+        names = [knob.name for knob in family.knobs(entry.problem, GFX950)]
+        tuned = [{name: value for name, value in b.config.items() if name in names} for b in entry.buckets]
+        configs = {config_key(c): c for c in (family.resolve(entry.problem, GFX950, given) for given in tuned)}
+        for index, config in enumerate(configs.values()):
+            cases = candidates([served[index % len(served)]], [chooser.choice((1, 3))], GFX950)
+            sound = [case for case in cases if not defect_of_the_compiler(case, GFX950)]
+            work.append((GFX950, chooser.choice(sound), config))
+    assert {case.problem.op for _, case, _ in work} >= set(ROWS_OPS)
+    assert failures(executor, folder, work) == []
 
 
 def default(op: str, rounding: str = "none", **sizes: int) -> tuple[Problem, Config]:
