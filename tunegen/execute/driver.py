@@ -63,13 +63,16 @@ class TargetDriver(DriverBase):  # type: ignore[misc]
 @contextmanager
 def compiling_for(target: Target) -> Iterator[None]:
     """Triton compiles for the target within it, whatever GPU there is."""
-    config = triton.runtime.driver
-    before = config._active
-    config.set_active(TargetDriver(target))
+    # What is active is an attribute that is made when it is asked for, by another name in each release: without a GPU
+    # it cannot be asked for, so that all attributes are kept and put back.
+    attributes = vars(triton.runtime.driver)
+    before = dict(attributes)
+    triton.runtime.driver.set_active(TargetDriver(target))
     try:
         yield
     finally:
-        config._active = before
+        attributes.clear()
+        attributes.update(before)
 
 
 class Executed:
