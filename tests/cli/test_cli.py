@@ -221,18 +221,18 @@ def test_tune_emit_verify(tmp_path: Path) -> None:
     arguments = [
         "tune",
         "--op",
-        "rmsnorm_mxfp4_quant",
+        "dynamic_mxfp4_quant",
         "--hidden-size",
         "96",
         "--target",
-        "gfx950",
+        "gfx942",
         "--tokens",
         "1,256",
     ]
     arguments += ["--evidence", "predicted", "--trials", "6", "--out", str(out), "--storage", storage]
     first = subprocess.run([*TUNEGEN, *arguments], capture_output=True, text=True, check=True).stdout
     assert "up to 6 configs" in first
-    assert f"wrote {out / 'gfx950' / 'rmsnorm_mxfp4_quant.json'}" in first
+    assert f"wrote {out / 'gfx942' / 'dynamic_mxfp4_quant.json'}" in first
     (entry,) = load_entries(out)
     assert entry.evidence == "predicted"
     assert entry.trials == 6

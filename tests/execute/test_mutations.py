@@ -84,7 +84,7 @@ WRONG = r"code|scales|residual_out|output|guard|which of them stays"
 OUTSIDE = "outside the buffers given"
 
 MUTATIONS: dict[str, tuple[Callable[[str], str], str]] = {
-    **{f"barrier {i} dropped": (dropped("s_barrier", i), RACE) for i in range(3)},
+    **{f"barrier {i} dropped": (dropped("s_barrier", i), RACE) for i in range(2)},
     **{
         f"wait for LDS {i} dropped": (dropped(r"s_waitcnt lgkmcnt\(0\)", i), f"{RACE}|{WAIT}")
         for i in (2, 3, 4)

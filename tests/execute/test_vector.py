@@ -214,23 +214,26 @@ def test_fma_is_rounded_once(text: str) -> None:
         assert Fraction(float(got[at])) == round_fraction(exact, 23, -126)
 
 
-def test_fma_double_rounding() -> None:
-    """1 + 2^-23 + 2^-24 - tiny: rounded to fp64 first it is a tie, and comes out an ulp too large."""
-    waves = waves_of()
-    a, b, c = np.float32(2.0**-40), np.float32(-(2.0**-40)), np.float32(1)
-    half = np.float32(2.0**-12)
-    for i, value in enumerate((half, half, c), 1):
-        waves.v[i] = np.full((1, 64), value).view(np.uint32)
-    run(waves, "v_fma_f32 v4, v1, v2, v3")  # 1 + 2^-24: a tie, to even
-    assert (waves.v[4].view(np.float32) == 1).all()
-    # (1 + 2^-23) * (1 + 2^-1)... - the product carries what decides.
-    x = np.float32(1 + 2.0**-12)
-    waves.v[1] = waves.v[2] = np.full((1, 64), x).view(np.uint32)
-    waves.v[3] = np.full((1, 64), np.float32(-(2.0**-11))).view(np.uint32)
-    run(waves, "v_fma_f32 v4, v1, v2, v3")
-    exact = Fraction(float(x)) ** 2 - Fraction(1, 2**11)
-    assert Fraction(float(waves.v[4].view(np.float32)[0, 0])) == round_fraction(exact, 23, -126)
-    assert a * b < 0
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("exponent", [0, -60, -126])
+def test_fma_next_to_a_tie(sign: int, exponent: int) -> None:
+    """The product is a little less than half an ulp of the addend: rounded to fp64 first, the sum is a tie."""
+    up, down = np.float32(1 + 2.0**-23), np.float32(1 - 2.0**-23)
+    half = np.float32(2.0 ** ((exponent - 24) // 2))
+    addends = [2.0**exponent * (1 + 2.0**-23), 2.0**exponent * (1 + 3 * 2.0**-23)]
+    # In the subnormals an ulp is what it is in the first binade of normal numbers.
+    addends += [5 * 2.0**-149] if exponent == -126 else []
+    for addend in addends:
+        for direction in (np.float32(1), np.float32(-1)):
+            a, b, c = up * half * direction, down * half * np.float32(sign), np.float32(addend * sign)
+            waves = waves_of()
+            for i, value in enumerate((a, b, c), 1):
+                waves.v[i] = np.full((1, 64), value, np.float32).view(np.uint32)
+            run(waves, "v_fma_f32 v4, v1, v2, v3")
+            exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+            assert Fraction(float(waves.v[4].view(np.float32)[0, 0])) == round_fraction(exact, 23, -126)
+            # The addend, which is odd, and not its even neighbour.
+            assert waves.v[4][0, 0] == waves.v[3][0, 0]
 
 
 def test_min_max_med_of_nan() -> None:
