@@ -1,4 +1,4 @@
-"""tunegen verify: the numerics contract, on the GPU here or in Triton's interpreter."""
+"""tunegen verify: the numerics contract, on the GPU here, executed on the CPU, or in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ SHOWN_FAILURES = 5
 )
 @click.option("--op", "ops", multiple=True, help="Only this op; may be repeated.")
 @size_options
+@click.option("--execute", is_flag=True, help="Execute gfx950 and gfx942 listings on the CPU; see docs/executor.md.")
 def verify(
     pack: str | None,
     configs: Path | None,
     targets: tuple[str, ...],
     ops: tuple[str, ...],
+    execute: bool,
     **sizes: tuple[int, ...],
 ) -> None:
     """Check kernels against the numerics contract; exit status 1 if anything fails.
@@ -34,7 +36,8 @@ def verify(
     --op and the sizes leave others out.
 
     They run on the GPU here if it is their target, otherwise in Triton's interpreter, which cannot run inline
-    assembly or intrinsics: the table says where a software conversion stood in for an instruction.
+    assembly or intrinsics: the table says where a software conversion stood in for an instruction. With --execute
+    those for gfx950 and gfx942 are compiled and their listings executed on the CPU, without timing.
     """
     from rich.table import Table
 
@@ -71,7 +74,7 @@ def verify(
         )
     console = plain_console()
     with tempfile.TemporaryDirectory(prefix="tunegen-verify-") as temporary:
-        for row in matrix.verify_kernels(subjects, device, Path(temporary)):
+        for row in matrix.verify_kernels(subjects, device, Path(temporary), execute):
             rows.append(row)
             if not console.is_terminal:
                 state = f"{len(row.failures)} FAILED" if row.failures else "ok"

@@ -32,6 +32,8 @@ from tunegen.evaluate.conformance import (
     pairwise,
     run_case,
 )
+from tunegen.evaluate.executor import WHERE as EXECUTED
+from tunegen.evaluate.executor import Executor, executable
 from tunegen.evaluate.interpreter import Interpreter, interpretable, substituted
 from tunegen.evaluate.on_device import OnDevice
 from tunegen.ops import Config, Problem, config_key, get_family
@@ -41,6 +43,7 @@ from tunegen.targets import DEFAULT_TARGET, Device, Target, get_target
 # Small counts and counts that no bucket was tuned at; the interpreter takes milliseconds a row.
 DEVICE_TOKENS = (0, 1, 3, 17, 33, 100, 257, 700)
 INTERPRETED_TOKENS = (0, 1, 3, 17)
+EXECUTED_TOKENS = (0, 1, 3, 17)
 INTERPRETED_BYTES = 180_000
 CALL_TOKENS = (0, 1, 2, 3, 24, 100, 300, 700, 1500, 3000)
 CALL_TOKENS_CPU = (0, 1, 3, 17, 33)
@@ -54,7 +57,8 @@ class Row:
         problem, target: What.
         kernels: Kernels that were run.
         calls: Cases that were run.
-        where: ``"device"``, ``"interpreter"`` or ``"interpreter, software conversion"``.
+        where: ``"device"``, ``"executed (functional), not timed"``, ``"interpreter"`` or ``"interpreter, software
+            conversion"``.
         failures: What is wrong; empty if nothing is.
     """
 
@@ -121,29 +125,41 @@ def _work(subject: Subject, tokens: tuple[int, ...]) -> list[tuple[Case, Config]
     return pairwise(pairs, lambda pair: (*case_factors(pair[0]), config_key(pair[1])))
 
 
-def verify_kernels(subjects: list[Subject], device: Device | None, folder: Path) -> Iterator[Row]:
-    """Runs the matrix, on the device where it is the target's, otherwise in Triton's interpreter.
+def verify_kernels(
+    subjects: list[Subject], device: Device | None, folder: Path, execute: bool = False
+) -> Iterator[Row]:
+    """Runs the matrix: on the device where it is the target's; otherwise compiled and executed on the CPU, if that is
+    asked for and the executor has the target; otherwise in Triton's interpreter.
 
     Args:
         subjects: What to verify.
         device: The GPU here, if any.
         folder: Where sources are rendered to.
+        execute: Execute listings where there is no device for them.
 
     Yields:
         A row a subject, in order.
     """
     cores, index = os.cpu_count() or 1, device.index if device else 0
     # The large cases go one after another: two at a time might not fit.
-    with Interpreter(min(cores, 16)) as interpreter, OnDevice(min(cores, 12), index) as pool, OnDevice(1, index) as one:
+    with (
+        Interpreter(min(cores, 16)) as interpreter,
+        Executor(min(cores, 16)) as executor,
+        OnDevice(min(cores, 12), index) as pool,
+        OnDevice(1, index) as one,
+    ):
         waiting: list[tuple[Row, list[tuple[Case, Config, Future[list[str]]]]]] = []
         for subject in subjects:
             here = device is not None and device.target == subject.target
             replaced = substituted(subject.problem, subject.target, subject.configs[0])
-            where = "device" if here else f"interpreter{', software conversion' if replaced else ''}"
+            executed = execute and not here and executable(subject.target)
+            where = f"interpreter{', software conversion' if replaced else ''}"
+            where = "device" if here else EXECUTED if executed else where
             problem, target = subject.problem, subject.target
             row = Row(problem, target.name, len(subject.configs), where)
             most = max(INTERPRETED_BYTES // get_family(problem.op).bytes_moved(problem, 1), 3)
-            tokens = DEVICE_TOKENS if here else tuple(n for n in INTERPRETED_TOKENS if n <= most)
+            tokens = tuple(n for n in INTERPRETED_TOKENS if n <= most)
+            tokens = DEVICE_TOKENS if here else EXECUTED_TOKENS if executed else tokens
             work = [(*item, pool) for item in _work(subject, tokens)]
             if here:
                 work += [(case, subject.configs[-1], one) for case in large_cases(problem, target)]
@@ -151,9 +167,9 @@ def verify_kernels(subjects: list[Subject], device: Device | None, folder: Path)
             for case, config, runner in work:
                 lanes = fewest_lanes_per_row(target, config)
                 path = subject.source(config, case.problem.rounding)
-                if here:
+                if here or executed:
                     path = path or render(case.problem, target, config).write(folder)
-                    future = runner.submit(path, case, lanes)
+                    future = runner.submit(path, case, lanes) if here else executor.submit(path, case, lanes, target)
                 else:
                     # A kernel file of a pack whose conversion is an instruction is rendered anew without it.
                     if path is None or replaced:
