@@ -234,3 +234,21 @@ def test_real_aiter_on_rocm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_
     finally:
         for name in set(sys.modules) - before:
             del sys.modules[name]
+
+
+LAUNCHED = """
+class Kernel:
+    arg_names = ("x", "kpack")
+    def __getitem__(self, grid):
+        return lambda *args, **options: (grid, args, options)
+_quant_kernel = Kernel()
+def dynamic_mxfp4_quant(x):
+    return _quant_kernel[(3,)](x, kpack=2, num_warps=4, waves_per_eu=1), "exponents"
+"""
+
+
+@pytest.mark.skipif(torch.version.hip is not None, reason="with ROCm these options are AITER's to give")
+def test_options_of_amd_are_left_out_elsewhere(tmp_path: Path) -> None:
+    site = unpack(tmp_path, {**EARLIER, "quant.py": LAUNCHED})
+    launched, _ = load_aiter(site).dynamic_mxfp4_quant("x")  # type: ignore[arg-type]
+    assert launched == ((3,), ("x",), {"kpack": 2, "num_warps": 4})

@@ -71,7 +71,7 @@ def root(pytestconfig: pytest.Config) -> Path | None:
 @pytest.fixture(scope="module")
 def pool() -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=bf16_interpreter._start_worker) as executor:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=bf16_interpreter.start_worker) as executor:
         yield executor
 
 

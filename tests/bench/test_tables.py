@@ -101,7 +101,7 @@ def put(module: ModuleType, stand_ins: dict[str, Any]) -> None:
 def in_child(name: str, changes: dict[str, Any], arguments: Sequence[Any]) -> tuple[int, str]:
     """Exit status of the script and what it prints."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=bf16_interpreter._start_worker) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=bf16_interpreter.start_worker) as pool:
         return pool.submit(outcome, name, changes, arguments).result()
 
 

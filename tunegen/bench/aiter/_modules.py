@@ -13,6 +13,8 @@ kernels do not use is replaced by the smallest thing that lets the import throug
                                    and AITER knows no architecture of NVIDIA's: it would take fp8 to be fnuz. Without
                                    ROCm: gfx950, whose fp8 is OCP's too and whose kernels are the plain Triton ones.
                                    With ROCm AITER's own module is used.
+
+Without ROCm launches lose the options that Triton has for AMD alone: it refuses those that a back end does not know.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ HOMES = {
     "fused_qk_rope_cat_and_cache_mla": ("fusions.fused_kv_cache", "fused_kv_cache"),
 }
 STANDS_FOR_ARCH = "gfx950"
+AMD_OPTIONS = ("waves_per_eu", "matrix_instr_nonkdim", "kpack", "schedule_hint")
 
 Functions = dict[str, Callable[..., Any]]
 
@@ -175,7 +178,30 @@ def _import(function: str, location: Location) -> Callable[..., Any]:
             f"AITER's Triton kernels must import without the rest of it; {home} of AITER {location.version} in"
             f" {location.folder} does not: {error}. Releases 0.1.7 to 0.1.20 are known to; take one of them."
         ) from error
+    if torch.version.hip is None:
+        contents = vars(sys.modules[found.__module__])
+        for name in [name for name, value in contents.items() if name.endswith("_kernel") and value is not None]:
+            contents[name] = _WithoutAmdOptions(contents[name])
     return found
+
+
+class _WithoutAmdOptions:
+    """A Triton kernel whose launches leave `AMD_OPTIONS` out, but for those that it has as parameters."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+
+    def __getitem__(self, grid: Any) -> Callable[..., Any]:
+        launch = self._kernel[grid]
+        own = getattr(self._kernel, "arg_names", ())
+
+        def run(*args: Any, **options: Any) -> Any:
+            return launch(*args, **{k: v for k, v in options.items() if k in own or k not in AMD_OPTIONS})
+
+        return run
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kernel, name)
 
 
 def _put_package_stub(name: str, folder: Path) -> None:
