@@ -30,6 +30,7 @@ def prepare() -> None:
         result = convert(operation(*wide), tl.float32, tl.bfloat16, None)
         return interpreter.TensorHandle(result, tl.bfloat16)
 
+    # Triton is not typed.
     class Transformer(interpreter.ASTTransformer):  # type: ignore[misc]
         def visit_Assign(self, node: ast.Assign) -> Any:  # noqa: N802 (the name that ast looks for)
             node.value = self.visit(node.value)

@@ -207,6 +207,7 @@ def test_both_installed_in_one_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     unpack(tmp_path, EARLIER)
     write(tmp_path / "aiter", {"__init__.py": "def map_aiter(): ..."})
     monkeypatch.syspath_prepend(tmp_path)
+    # What was made here takes and returns strings in place of tensors.
     assert load_aiter().dynamic_mxfp4_quant("x") == ("codes", "exponents")  # type: ignore[arg-type, comparison-overlap]
 
 
@@ -230,6 +231,7 @@ def test_real_aiter_on_rocm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_
         aiter = load_aiter()
         assert aiter.origin == "aiter 0.1.7"
         assert "aiter" in sys.modules
+        # What was made here takes and returns strings in place of tensors.
         assert aiter.dynamic_mxfp4_quant("x") == ("codes", "exponents")  # type: ignore[arg-type, comparison-overlap]
     finally:
         for name in set(sys.modules) - before:
@@ -250,5 +252,6 @@ def dynamic_mxfp4_quant(x):
 @pytest.mark.skipif(torch.version.hip is not None, reason="with ROCm these options are AITER's to give")
 def test_options_of_amd_are_left_out_elsewhere(tmp_path: Path) -> None:
     site = unpack(tmp_path, {**EARLIER, "quant.py": LAUNCHED})
+    # What was made here takes and returns strings in place of tensors.
     launched, _ = load_aiter(site).dynamic_mxfp4_quant("x")  # type: ignore[arg-type]
     assert launched == ((3,), ("x",), {"kpack": 2, "num_warps": 4})

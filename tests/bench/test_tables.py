@@ -86,6 +86,7 @@ def run_script(name: str, changes: dict[str, Any], arguments: Sequence[Any]) -> 
 
 def take_few_twins(family: type[Family]) -> None:
     every = family.twin_configs
+    # The process that this runs in is this test's alone.
     family.twin_configs = lambda self, *given: every(self, *given)[::8]  # type: ignore[method-assign]
 
 

@@ -110,6 +110,7 @@ def test_swapped_nibbles_are_found() -> None:
     swapped = re.sub(r"(f32 v\d+), (v\d+), (v\d+)", r"\1, \3, \2", line)
     assert swapped != line
     found = check_conversions(read_amdgcn(listing.replace(line, swapped), "gfx950"))
+    # Every text names a nibble: without a match this raises.
     assert [re.search(r"the (\w+) nibble", text)[1] for text in found] == ["low", "high"]  # type: ignore[index]
 
 

@@ -25,8 +25,9 @@ from tunegen.search.warm import warm_start
 
 DEFAULT_TOKENS = tuple(1 << exponent for exponent in range(15))
 DTYPE = "bfloat16"
-# Configs proposed at a time: they compile while those of other problems are timed.
-BATCH = 16
+# Configs proposed at a time: they compile while those of other problems are timed. More of them keep more compilers
+# busy, and are proposed knowing less: docs/search.md has what that costs.
+BATCH = 4
 # Problems that are under way at once on each GPU, for the same reason.
 PROBLEMS_AHEAD = 3
 # An objective that falls by less has not improved.
