@@ -44,7 +44,7 @@ def _function(pack: str, op: Op) -> str:
     returned = "None" if not returns else returns[0] if len(returns) == 1 else f"tuple[{', '.join(returns)}]"
     call = f"torch.ops.{pack}.{op.name}.default({', '.join(names)})"
     body = [f"    outputs: {returned}", f"    outputs = {call}", "    return outputs"] if returns else [f"    {call}"]
-    summary = (inspect.getdoc(type(op)) or op.name).splitlines()[0]
+    summary = (inspect.getdoc(op) or op.name).splitlines()[0]
     if type(op).check_values is not Op.check_values:
         parameters += ["    *,", "    debug: bool = False,"]
         summary += "\n\n    ``debug``: first raise OpInputError for values out of range; waits for the device.\n    "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from tunegen.errors import UnknownNameError
 from tunegen.ops._family import Argument, Config, Family, Knob, Problem, config_key
 from tunegen.ops.mla_rope import MLA_ROPE
-from tunegen.ops.rmsnorm_mxfp4 import RMSNORM_MXFP4
+from tunegen.ops.rmsnorm_mxfp4 import ROWS_FAMILIES
 
-FAMILIES: tuple[Family, ...] = (RMSNORM_MXFP4, MLA_ROPE)
+FAMILIES: tuple[Family, ...] = (*ROWS_FAMILIES, MLA_ROPE)
 OP_NAMES: tuple[str, ...] = tuple(op for family in FAMILIES for op in family.ops)
 
 
