@@ -145,7 +145,7 @@ def verify_kernels(
     with (
         Interpreter(min(cores, 16)) as interpreter,
         Executor(min(cores, 16)) as executor,
-        OnDevice(min(cores, 12), index) as pool,
+        OnDevice(min(cores, 16), index) as pool,
         OnDevice(1, index) as one,
     ):
         waiting: list[tuple[Row, list[tuple[Case, Config, Future[list[str]]]]]] = []
