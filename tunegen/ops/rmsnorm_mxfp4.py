@@ -116,13 +116,15 @@ class Rows(Family):
     Args:
         name: Family name.
         recipes: Its ops; all have the same sizes.
+        preset: Those that are tuned unless others are asked for.
     """
 
     template = "rmsnorm_mxfp4.py.jinja"
     twin_template = "rmsnorm_mxfp4_twin.py.jinja"
 
-    def __init__(self, name: str, recipes: list[Recipe]) -> None:
+    def __init__(self, name: str, recipes: list[Recipe], preset: tuple[str, ...] = ()) -> None:
         self.name = name
+        self.preset = preset
         self.ops = tuple(recipe.name for recipe in recipes)
         (self.sizes,) = {recipe.sizes for recipe in recipes}
 
@@ -208,8 +210,8 @@ class Rows(Family):
         widths = parse_cover(str(config["cover"]))
         if any(width < recipe.multiple or width & (width - 1) for width in widths) or sum(widths) != hidden_size:
             raise ConfigError(
-                f"The segments of a cover must be powers of two of at least {recipe.multiple} that add up to the hidden size"
-                f" {hidden_size}; {config['cover']} has {widths}, in all {sum(widths)}."
+                f"The segments of a cover must be powers of two of at least {recipe.multiple} that add up to the hidden"
+                f" size {hidden_size}; {config['cover']} has {widths}, in all {sum(widths)}."
             )
         if len(widths) > MAX_SEGMENTS:
             raise ConfigError(f"A cover has at most {MAX_SEGMENTS} segments; {config['cover']} has {len(widths)}.")
@@ -297,7 +299,9 @@ class Rows(Family):
             "segments": segments,
             "widths": list(dict.fromkeys(segment["width"] for segment in segments)),
             # Codes of a byte each are not packed.
-            "packs": sorted({segment["pack"] for segment in segments}, reverse=True) if quant and quant.codes == 2 else [],
+            "packs": sorted({segment["pack"] for segment in segments}, reverse=True)
+            if quant and quant.codes == 2
+            else [],
             "rows": rows,
             "lanes": lanes,
             # Lane by lane only if each lane has a value of each segment.
@@ -407,18 +411,22 @@ class Rows(Family):
         return alone if self.valid(problem, target, alone) else None
 
 
-def _family(name: str, *ops: str) -> Rows:
-    return Rows(name, [RECIPES[op] for op in ops])
+def _family(name: str, *ops: str, preset: tuple[str, ...] = ()) -> Rows:
+    return Rows(name, [RECIPES[op] for op in ops], preset)
 
 
 def _norms_of(quantiser: str) -> Rows:
     ops = (f"dynamic_{quantiser}_quant", f"rmsnorm_{quantiser}_quant", f"rmsnorm_add_{quantiser}_quant")
-    return _family(f"rmsnorm_{quantiser}", *ops)
+    return _family(f"rmsnorm_{quantiser}", *ops, preset=ops if quantiser == "mxfp4" else ())
 
 
 RMSNORM_MXFP4 = _norms_of("mxfp4")
-ACTIVATION_MXFP4 = _family("activation_mxfp4", *(op for op in RECIPES if "_mul_" in op))
+ACTIVATION_MXFP4 = _family(
+    "activation_mxfp4", *(op for op in RECIPES if "_mul_" in op), preset=("silu_mul_mxfp4_quant",)
+)
 NORM_AND_MXFP4 = _family("norm_and_mxfp4", "rmsnorm_and_mxfp4_quant", "rmsnorm_add_and_mxfp4_quant")
-DUAL_RMSNORM = _family("dual_rmsnorm", *(op for op in RECIPES if op.startswith("dual_")))
+DUAL_RMSNORM = _family(
+    "dual_rmsnorm", *(op for op in RECIPES if op.startswith("dual_")), preset=("dual_rmsnorm_mxfp4_quant",)
+)
 OTHER_QUANTISERS = tuple(_norms_of(quantiser) for quantiser in QUANTISERS if quantiser != "mxfp4")
 ROWS_FAMILIES = (RMSNORM_MXFP4, ACTIVATION_MXFP4, NORM_AND_MXFP4, DUAL_RMSNORM, *OTHER_QUANTISERS)

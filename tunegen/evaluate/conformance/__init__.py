@@ -69,7 +69,9 @@ def first_case(problem: Problem, target: Target) -> Case:
 
 def large_cases(problem: Problem, target: Target) -> list[Case]:
     """Calls whose offsets pass 2^31 elements; on a GPU they take up to 20 GiB."""
-    return [*(rows.large_cases(problem, target.fp8) if _has_rows(problem) else mla_rope.large_cases(problem, target.fp8))]
+    return [
+        *(rows.large_cases(problem, target.fp8) if _has_rows(problem) else mla_rope.large_cases(problem, target.fp8))
+    ]
 
 
 def fewest_lanes_per_row(target: Target | str, config: Config) -> int:

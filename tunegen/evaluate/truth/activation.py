@@ -8,10 +8,11 @@ Errors in units of u = 2^-24, relative unless said otherwise; second-order terms
     f       x / (1 + e^-z): the exponential's error by its share of the sum, the sum 1, the division 5 (div.full.f32:
             2 ulp = 4 u; without IEEE division AMD's is 2.5 ulp = 5 u).
     gelu    x / 2 (1 + erf(x / sqrt(2))): erf off by what its argument is (2 u |z| erf'(z)) and by 4 ulp, 8 u of |erf|;
-            the sum 1 and the product 1. Where erf is near -1 little is left of the sum: the error is carried absolutely.
+            the sum 1 and the product 1. Where erf is near -1 little is left of it: the error is carried absolutely.
     y       the product with up, 1.
 
-An exponential past the largest fp32 makes the quotient 0; dividing by more than 2^126 may too. Past 6, erf is 1 exactly.
+An exponential past the largest fp32 makes the quotient 0; dividing by more than 2^126 may too. Past 6, erf is 1
+exactly.
 """
 
 from __future__ import annotations

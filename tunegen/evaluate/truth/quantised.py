@@ -103,7 +103,9 @@ def nvfp4_failures(
     s_low, s_high = (value.to(torch.float8_e4m3fn).to(torch.float32) for value in wanted)
     is_nan = (scales.view(torch.uint8) & 0x7F) == E4M3_NAN
     got = scales.to(torch.float32)
-    right = torch.where(is_nan, maybe_bad & (scales.view(torch.uint8) == E4M3_NAN), ~bad & (got >= s_low) & (got <= s_high))
+    right = torch.where(
+        is_nan, maybe_bad & (scales.view(torch.uint8) == E4M3_NAN), ~bad & (got >= s_low) & (got <= s_high)
+    )
     found = report("scales", ~right, got, lambda at: f"{float(s_low[at])!r} to {float(s_high[at])!r}")
     kept = ~is_nan & (got > 0)
     factor = torch.where(kept, g / torch.where(kept, got, 1.0).to(torch.float64), 0.0).unsqueeze(-1)

@@ -6,9 +6,6 @@ from ._op import Op, OpInputError, Shape
 from .mla_rope import MlaRopeCache, MlaRopeCacheInplace
 from .rows import ROWS_OPS
 
-OPS: dict[str, Op] = {
-    op.name: op
-    for op in (*ROWS_OPS, MlaRopeCache(), MlaRopeCacheInplace())
-}
+OPS: dict[str, Op] = {op.name: op for op in (*ROWS_OPS, MlaRopeCache(), MlaRopeCacheInplace())}
 
 __all__ = ["OPS", "Op", "OpInputError", "Shape"]

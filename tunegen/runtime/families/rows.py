@@ -173,7 +173,9 @@ class RowsOp(Op):
             raise OpInputError(f"dtype must be float8_e4m3fn or float8_e4m3fnuz; got {dtype}.")
         if device.type == "cuda" and dtype != native_fp8(device):
             key = device_key(torch.cuda.current_device() if device.index is None else device.index)
-            raise OpInputError(f"dtype must be that of the instructions of {key.arch}, {native_fp8(device)}; got {dtype}.")
+            raise OpInputError(
+                f"dtype must be that of the instructions of {key.arch}, {native_fp8(device)}; got {dtype}."
+            )
 
     def num_tokens(self, *args: Any) -> int:
         return int(args[0].shape[0])
