@@ -38,8 +38,7 @@ def mxfp4_failures(
     # With a scale that is wrong the codes have no meaning; it is reported, and they are not.
     codes = unpack_codes(q)
     judged, kept = (mask.repeat_interleave(BLOCK, dim=-1) for mask in (right, kept))
-    ends = [(e.unflatten(-1, (-1, BLOCK)).clamp_max(FLOAT32_MAX) * factor).flatten(-2) for e in (low, high)]
-    return found + _e2m1_failures(codes, *ends, negative, judged, kept)
+    return found + _e2m1_failures(codes, _scaled(low, factor), _scaled(high, factor), negative, judged, kept)
 
 
 def mxfp8_failures(
@@ -53,8 +52,7 @@ def mxfp8_failures(
     """The same for MXFP8."""
     right, kept, factor, found = _e8m0_failures(low, high, scales, 8, zero_blocks)
     judged, kept = (mask.repeat_interleave(BLOCK, dim=-1) for mask in (right, kept))
-    ends = [(e.unflatten(-1, (-1, BLOCK)).clamp_max(FLOAT32_MAX) * factor).flatten(-2) for e in (low, high)]
-    return found + _e4m3_failures(q, *ends, negative, judged, kept)
+    return found + _e4m3_failures(q, _scaled(low, factor), _scaled(high, factor), negative, judged, kept)
 
 
 def fp8_failures(
@@ -118,6 +116,11 @@ def nvfp4_failures(
 
 
 # --- Scales and codes ---
+
+
+def _scaled(end: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    scaled: torch.Tensor = end.unflatten(-1, (-1, BLOCK)).clamp_max(FLOAT32_MAX) * factor
+    return scaled.flatten(-2)
 
 
 def _e8m0_failures(
