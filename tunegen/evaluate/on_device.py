@@ -26,7 +26,10 @@ class OnDevice:
 
     def __init__(self, workers: int, device: int = 0) -> None:
         self._device = device
-        self._pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+        # Inputs are made on the CPU: each process with all the cores' threads would have them wait for one another.
+        self._pool = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+        )
 
     def __enter__(self) -> OnDevice:
         return self
