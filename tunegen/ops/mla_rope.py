@@ -226,6 +226,7 @@ class MlaRope(Family):
         return {
             "inplace": problem.op == INPLACE,
             "rounding": variant.rounding,
+            "backend": target.backend,
             "neox": variant.neox,
             "pe_first": variant.pe_first,
             "cache_fp8": variant.fp8,
