@@ -88,7 +88,7 @@ def show(
         if wanted and entry.op not in wanted:
             continue
         colour = "green" if entry.evidence == "measured" else "yellow"
-        stale = " [red]stale: the template has changed since[/red]" if entry.stale else ""
+        stale = " [red]stale: the template renders other kernels now[/red]" if entry.stale else ""
         console.print(
             f"\n[bold]{entry.problem}[/bold] on {entry.environment.get('device_name', '?')} ({entry.device}):"
             f" [{colour}]{entry.evidence}[/{colour}], {entry.trials} configs tried{stale}"

@@ -11,7 +11,7 @@
        "device": {"arch": "gfx950", "units": 256, "memory_gib": 288}, "target": "gfx950", "dtype": "bfloat16",
        "evidence": "measured",        or "predicted"
        "environment": {...},          what was measured on, or which model predicted
-       "template_hash": "...", "stale": false,    stale: made from another version of the template
+       "template_hash": "...", "stale": false,    stale: the template renders other kernels now
        "trials": 60,
        "buckets": [                   ascending by token count
         {"tokens": 1,                 the count it was tuned at
@@ -75,7 +75,7 @@ class Entry:
         evidence: ``"measured"`` or ``"predicted"``.
         environment: Device name, versions, timing policy or model.
         template_hash: Hash of the template that the configs were found with.
-        stale: True if the kernels are rendered from another version of it.
+        stale: True if that template rendered other kernels from them.
         trials: Distinct configs evaluated.
         buckets: Ascending by token count.
     """

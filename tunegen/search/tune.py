@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -213,7 +213,7 @@ class _Search:
                 self.reporter.rejected(self.problem, failed)
             good = [outcome for outcome in self.outcomes.values() if not outcome.failure]
             buckets = self.record.decide(good, choice.buckets)
-        return TunedEntry(
+        entry = TunedEntry(
             op=self.problem.op,
             target=evaluator.target.name,
             device=evaluator.device,
@@ -226,6 +226,7 @@ class _Search:
             trials=len(good),
             buckets=buckets,
         )
+        return replace(entry, kernels_hash=entry.rendered_hash())
 
 
 def _since_improvement(told: list[list[float] | None]) -> int:
