@@ -24,8 +24,10 @@ from interpreting_aiter import prepare
 from tunegen import targets
 from tunegen.bench.aiter import Aiter
 from tunegen.bench.compare import Row
+from tunegen.bench.plot import plot
+from tunegen.bench.report import Environment
 from tunegen.configs import TunedBucket, TunedEntry, save_entries
-from tunegen.errors import TunegenError
+from tunegen.errors import TunegenError, UsageError
 from tunegen.evaluate import interpreter as bf16_interpreter
 from tunegen.evaluate.measure import Timing
 from tunegen.ops import FAMILIES, Family, Problem, get_family
@@ -294,8 +296,10 @@ def test_a_ratio_within_noise_is_marked() -> None:
     steady = timing(10.0, 10.0, 10.0, 10.0)
     slower = timing(10.3, 10.3, 10.3, 10.3)
     clear = row(tuned=steady, tuned_again=steady, default=slower)
-    assert (str(clear.ratio("default")), clear.noise) == ("1.03", 0.0)
-    assert str(row(tuned=steady, tuned_again=timing(9.6, 9.6, 9.6, 9.6), default=slower).ratio("default")) == "1.03~"
+    assert (str(clear.ratio("default")), clear.noise) == ("1.03±0.00", 0.0)
+    assert (
+        str(row(tuned=steady, tuned_again=timing(9.6, 9.6, 9.6, 9.6), default=slower).ratio("default")) == "1.03±0.00~"
+    )
     wide = timing(9.0, 9.0, 11.0, 11.0)
     assert str(row(tuned=wide, tuned_again=wide, default=slower).ratio("default")).endswith("~")
     assert str(row(tuned=steady, tuned_again=steady, default=wide).ratio("default")).endswith("~")
@@ -310,3 +314,28 @@ def test_a_ratio_is_of_samples_taken_together() -> None:
     assert ratio is not None
     assert (ratio.value, ratio.spread) == (0.5, 0.0)
     assert falling.ratio("aiter") is None
+
+
+# --- Plots ---
+
+
+def two_rows() -> tuple[Environment, list[Row]]:
+    environment = Environment("GPU", "sm90", 132, 79, "", "", "", "", "", 1.0, "", "", "")
+    timings = {"empty": timing(1, 1), "twin": timing(2, 2), "tuned": timing(3, 3), "tuned_again": timing(3, 3)}
+    problem = Problem.of("dynamic_mxfp4_quant", {"hidden_size": 96})
+    return environment, [Row(problem, tokens, 1000, {}, timings) for tokens in (1, 64)]
+
+
+def test_plots_say_what_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UsageError, match=r"pip install tunegen\[bench\]"):
+        plot(*two_rows(), tmp_path)
+
+
+def test_plots(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib comes with the extra `bench`")
+    (path,) = plot(*two_rows(), tmp_path)
+    text = path.read_text()
+    assert path.name == "dynamic_mxfp4_quant_hidden_size96_none.svg"
+    assert text.count("microseconds a call") == 1
+    assert "twin" in text

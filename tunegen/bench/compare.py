@@ -34,7 +34,7 @@ class Ratio:
     within_noise: bool
 
     def __str__(self) -> str:
-        return f"{self.value:.2f}{'~' if self.within_noise else ''}"
+        return f"{self.value:.2f}±{self.spread / 2:.2f}{'~' if self.within_noise else ''}"
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ OTHERS = ("compiled", "unfused", "aiter", "handwritten", "default")
 TITLES = {"compiled": "Inductor", "aiter": "AITER", "handwritten": "hand-written"}
 LEGEND = (
     "Microseconds a call by graph replay, kernels of a line interleaved. twin: the same bytes moved and no arithmetic,"
-    " the best of its launches. Inductor: torch.compile of the op in PyTorch. x: times as fast, ~ where that is within"
-    " the noise; noise: how far the tuned kernel differs from itself."
+    " the best of its launches. Inductor: torch.compile of the op in PyTorch. x: how many times longer it takes than"
+    " the op, ± half the interquartile range, ~ where the difference is within the noise; noise: how far the op differs"
+    " from itself."
 )
 
 
