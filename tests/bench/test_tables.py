@@ -26,10 +26,11 @@ from tunegen.bench.aiter import Aiter
 from tunegen.bench.compare import Row
 from tunegen.bench.plot import plot
 from tunegen.bench.report import Environment
-from tunegen.configs import TunedBucket, TunedEntry, save_entries
+from tunegen.configs import TunedBucket, TunedEntry, load_entries, save_entries
 from tunegen.errors import TunegenError, UsageError
 from tunegen.evaluate import interpreter as bf16_interpreter
 from tunegen.evaluate.measure import Timing
+from tunegen.oppack import emit_pack
 from tunegen.ops import FAMILIES, Family, Problem, get_family
 from tunegen.runtime.families import OPS
 from tunegen.targets import Device, get_target
@@ -91,12 +92,12 @@ def prepared(changes: dict[str, Any]) -> None:
 
 
 def run_script(name: str, changes: dict[str, Any], arguments: Sequence[Any]) -> Result:
-    """A table script's command, or `tunegen bench`, with some of its constants changed."""
+    """A table script's command, or `tunegen bench`, with some of its constants changed and a folder to import from."""
     prepared(changes)
+    sys.path.insert(0, str(changes.get("import_from", BENCHMARKS)))
     if name == "bench":
         command = importlib.import_module("tunegen.cli.bench").bench
     else:
-        sys.path.insert(0, str(BENCHMARKS))
         script = importlib.import_module(name)
         put(script, changes)
         command = script.main
@@ -270,6 +271,24 @@ def test_bench(tmp_path: Path, aiter_arguments: list[str]) -> None:
     assert result.exit_code == 0, result.output
     for kind, file in files.items():
         assert file.read_text() == again[kind].read_text()
+
+
+def test_bench_of_a_pack(tmp_path: Path) -> None:
+    """On the CPU its op is the reference; it stands where the tuned kernel does."""
+    tuned_rope(tmp_path / "configs")
+    (entry, _) = load_entries(tmp_path / "configs", ["sm90"])
+    emit_pack([entry], tmp_path / "pack", name="a_pack", allow_stale=True)
+    (tmp_path / "none").mkdir()
+    given = ["--op", entry.op, "--num-heads", 4, "--tokens", "3", "--configs", tmp_path / "none", "--pack", "a_pack"]
+    changes = {"import_from": tmp_path / "pack"}
+    code, output = in_child("bench", changes, [*given, "--against", "", "--csv", tmp_path / "bench.csv"])
+    assert code == 0, output
+    assert "Not tuned for this device" not in output
+    lines = [line for line in csv.DictReader((tmp_path / "bench.csv").open()) if line["variant"] == "none"]
+    assert {line["what"] for line in lines} == {
+        *("empty", "twin", "twin_same_launch", "default", "default_again", "tuned", "tuned_again")
+    }
+    assert lines[0]["configs"].startswith("a_pack 0.")
 
 
 def test_bench_needs_to_know_its_baselines() -> None:

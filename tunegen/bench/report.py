@@ -149,7 +149,7 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
         notes.append(
             f"AITER's scales below 1 are undefined here, and wrong in up to {100 * worst:.0f} % of the blocks."
         )
-    if any(row.config is None for row in rows):
+    if any(row.ours == "default" for row in rows):
         notes.append("Not tuned for this device: the default config stands for the op. `tunegen tune` makes an entry.")
     return notes
 
