@@ -97,7 +97,9 @@ def show(
         limit = "twin_us" if entry.evidence == "measured" else "memory_us"
         table = Table("tokens", f"{time[:-3]} us", "default us", f"{limit[:-3]} us", "config")
         for bucket in entry.buckets:
-            numbers = [f"{bucket.fields[name]:.2f}" for name in (time, "default_us", limit)]
+            # A bucket between tuned counts has no twin of its own.
+            found = (bucket.fields.get(name) for name in (time, "default_us", limit))
+            numbers = ["" if number is None else f"{number:.2f}" for number in found]
             config = " ".join(f"{key}={value}" for key, value in bucket.config.items())
             table.add_row(str(bucket.tokens), *numbers, config)
         console.print(table)
