@@ -91,10 +91,10 @@ class DynamicMxfp4Quant(Op):
     def allocate(self, *args: Any) -> tuple[torch.Tensor, ...]:
         return _mxfp4_outputs(args[0])
 
-    def launch(self, kernel: Kernel, units: int, outputs: tuple[torch.Tensor, ...], *args: Any) -> None:
+    def launch(self, kernel: Kernel, units: int, outputs: tuple[torch.Tensor, ...], *args: Any) -> Any:
         (x,) = args
         grid = kernel.grid(x.shape[0], units)
-        kernel.function[grid](x, *outputs, x.shape[0], _row_stride(x), _pairs(x), **kernel.options)
+        return kernel.function[grid](x, *outputs, x.shape[0], _row_stride(x), _pairs(x), **kernel.options)
 
     def reference(self, *args: Any) -> tuple[torch.Tensor, ...]:
         return reference.dynamic_mxfp4_quant(args[0])
@@ -159,11 +159,11 @@ class RmsnormMxfp4Quant(Op):
             return _mxfp4_outputs(x)
         return (*_mxfp4_outputs(x), torch.empty(x.shape, dtype=x.dtype, device=x.device))
 
-    def launch(self, kernel: Kernel, units: int, outputs: tuple[torch.Tensor, ...], *args: Any) -> None:
+    def launch(self, kernel: Kernel, units: int, outputs: tuple[torch.Tensor, ...], *args: Any) -> Any:
         x, *residual, weight, epsilon, _ = args
         num_tokens = x.shape[0]
         grid = kernel.grid(num_tokens, units)
-        kernel.function[grid](
+        return kernel.function[grid](
             x,
             *residual,
             weight,
