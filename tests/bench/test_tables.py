@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +29,7 @@ from tunegen.bench.report import Environment
 from tunegen.configs import TunedBucket, TunedEntry, load_entries, save_entries
 from tunegen.errors import TunegenError, UsageError
 from tunegen.evaluate import interpreter as bf16_interpreter
+from tunegen.evaluate.conformance import Case
 from tunegen.evaluate.measure import Timing
 from tunegen.oppack import emit_pack
 from tunegen.ops import FAMILIES, Family, Problem, get_family
@@ -61,7 +62,7 @@ class OneCall:
 
     made = 0
 
-    def __init__(self, run: Callable[[int], None], sets: int = 2) -> None:
+    def __init__(self, run: Callable[[int], None], sets: int = 2, calls: int | None = None) -> None:
         OneCall.made += 1
         self.microseconds = float(OneCall.made)
         run(0)
@@ -78,6 +79,7 @@ def prepared(changes: dict[str, Any]) -> None:
         "empty_kernel_replay": lambda: OneCall(lambda _: None),
         "Workload": CpuWorkload,
         "Replay": OneCall,
+        "OnDevice": OneProcess,
         "compile_ahead": lambda problems, target: [list(timed) for _, timed in problems],  # nothing compiles here
         **changes,
     }
@@ -102,6 +104,24 @@ def run_script(name: str, changes: dict[str, Any], arguments: Sequence[Any]) -> 
         put(script, changes)
         command = script.main
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+class OneProcess:
+    """As `tunegen.evaluate.on_device.OnDevice`, in this process."""
+
+    def __init__(self, workers: int, device: int) -> None:
+        pass
+
+    def __enter__(self) -> OneProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, path: Path, case: Case, lanes: int) -> Future[list[str]]:
+        future: Future[list[str]] = Future()
+        future.set_result(bf16_interpreter.run_task(path, case, lanes))
+        return future
 
 
 def take_few_twins(family: type[Family]) -> None:
@@ -238,6 +258,24 @@ def test_f2_table(tmp_path: Path, aiter_arguments: list[str]) -> None:
     assert [row["op"] for row in written["rows"]] == [
         *("rmsnorm_mxfp4_quant", "rmsnorm_add_mxfp4_quant", "dynamic_mxfp4_quant")
     ]
+
+
+def test_forms_table(tmp_path: Path) -> None:
+    ops = ("rmsnorm_add_mxfp4_quant", "dual_rmsnorm", "silu_mul_mxfp4_quant", "rmsnorm_fp8_group_quant")
+    sizes = {
+        "SIZES": {"hidden_size": 256, "intermediate_size": 64},
+        "TWO_SIZES": {"hidden_size": 64, "second_size": 32},
+    }
+    changes = {"TOKENS": (1, 3), "VERIFIED_TOKENS": (3,), **sizes}
+    given = [part for op in ops for part in ("--op", op)]
+    code, output = in_child("forms_table", changes, [*given, "--out", tmp_path])
+    assert code == 0, output
+    lines = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("| ")][1:]
+    forms = [*ops[:1], ops[2], ops[1], ops[3], f"{ops[0]}, shuffled", f"{ops[0]}, padded"]
+    assert [line[:2] for line in lines] == [[form, tokens] for form in forms for tokens in ("1", "3")]
+    assert [line[4] == "-" for line in lines] == [line[0] == "dual_rmsnorm" for line in lines]
+    written = json.loads((tmp_path / "forms_table.json").read_text())
+    assert [row["op"] for row in written["rows"]] == [line[0].partition(",")[0] for line in lines]
 
 
 def test_a_folder_without_aiter_ends_a_script(tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def call_failures(pack: str, case: Case, place: torch.device) -> list[str]:
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(torch.uint8)
+    """The elements as integers: whatever they are, they are copied as they are, and scales may be transposed."""
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 
 def _call(device: int, pack: str, case: Case) -> list[str]:
