@@ -124,7 +124,13 @@ def row(line: Line, config: Config, aiter: Aiter | None, unfused: Unfused | None
         graphs["unfused"] = line.replay_baseline(lambda index: unfused(workload.inputs[index]))
     timings = time_all(graphs)
     return {
-        **{"op": line.problem.op, "tokens": line.tokens, "noise": noise(timings, "tuned"), "config": config},
+        **{
+            "op": line.problem.op,
+            "hidden_size": HIDDEN_SIZE,
+            "tokens": line.tokens,
+            "noise": noise(timings, "tuned"),
+            "config": config,
+        },
         **plain(timings),
         "undefined_scales": undefined,
     }

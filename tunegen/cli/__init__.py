@@ -7,7 +7,7 @@ import sys
 import click
 
 from tunegen import __version__
-from tunegen.cli import bench, emit, info, inspect, render, tune, verify
+from tunegen.cli import bench, emit, info, inspect, render, report, tune, verify
 from tunegen.errors import TunegenError
 
 
@@ -34,6 +34,7 @@ for command in (
     emit.emit,
     verify.verify,
     bench.bench,
+    report.report,
 ):
     cli.add_command(command)
 
