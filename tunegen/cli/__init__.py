@@ -7,7 +7,7 @@ import sys
 import click
 
 from tunegen import __version__
-from tunegen.cli import bench, emit, info, inspect, render, report, tune, verify
+from tunegen.cli import bench, emit, info, inspect, render, report, show, tune, verify
 from tunegen.errors import TunegenError
 
 
@@ -27,7 +27,7 @@ for command in (
     info.models,
     info.ops,
     info.targets,
-    info.show,
+    show.show,
     render.render,
     inspect.inspect,
     tune.tune,

@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tunegen.configs import TunedEntry
+from tunegen.configs import TunedEntry, time_of
 from tunegen.ops import Config, config_key, get_family
-from tunegen.report.gather import Search, Subject, limit_of, time_of
+from tunegen.report.gather import Search, Subject, limit_of
 from tunegen.report.importance import importances
 from tunegen.targets import get_target
 

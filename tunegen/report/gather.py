@@ -85,12 +85,6 @@ class Subject:
         return get_family(self.problem.op).default(self.problem, get_target(self.target))
 
 
-def time_of(bucket: TunedBucket) -> float:
-    """The winner's time in microseconds, measured or predicted."""
-    fields = bucket.fields
-    return float(fields["median_us"] if "median_us" in fields else fields["predicted_us"])
-
-
 def limit_of(bucket: TunedBucket) -> float | None:
     """The practical limit: the traffic twin's time, or of a prediction launch and memory alone."""
     limit = bucket.fields.get("twin_us", bucket.fields.get("limit_us"))

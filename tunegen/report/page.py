@@ -12,10 +12,10 @@ from statistics import geometric_mean
 from typing import Any
 
 from tunegen import __version__
-from tunegen.configs import TunedBucket, TunedEntry
+from tunegen.configs import TunedBucket, TunedEntry, time_of
 from tunegen.ops import OP_NAMES, Config, Problem
 from tunegen.report import figures
-from tunegen.report.gather import Search, Subject, limit_of, time_of
+from tunegen.report.gather import Search, Subject, limit_of
 
 LONGEST_REASON = 240
 SIZE_WORDS = {"hidden_size": "N", "num_heads": "heads", "kv_lora_rank": "R", "rope_dim": "D"}
