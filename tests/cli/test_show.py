@@ -59,7 +59,9 @@ def test_difference_of_two_folders(tmp_path: Path) -> None:
     first = wide.buckets[0]
     warps, time = first.config["num_warps"], first.fields["median_us"]
     others = 4 if warps == 8 else 8
-    changed = replace(first, config={**first.config, "num_warps": others}, fields={**first.fields, "median_us": 2 * time})
+    changed = replace(
+        first, config={**first.config, "num_warps": others}, fields={**first.fields, "median_us": 2 * time}
+    )
     save_entries(tmp_path, [replace(wide, buckets=[changed, *wide.buckets[1:]]), *entries[2:-1]])
     shown = show("--op", OP, "--target", "sm90", "--configs", str(tuned_configs_dir()), "--diff", str(tmp_path))
     assert f"{narrow.problem} on sm90: only in {tuned_configs_dir()}" in shown
