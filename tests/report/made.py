@@ -45,7 +45,7 @@ def search_of(entry: TunedEntry, configs: int = 40) -> Study:
         if family.valid(entry.problem, target, config):
             sample.append(config)
     tried = list({config_key(config): config for config in [default, *sample, *winners]}.values())
-    limits = {bucket.tokens: limit_of(bucket) or 1.0 for bucket in entry.buckets}
+    limits = {bucket.tokens: bucket.fields["default_us"] for bucket in entry.buckets}
     outcomes = []
     for index, config in enumerate(tried):
         if index % 9 == 8 and config not in winners:

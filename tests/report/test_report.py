@@ -73,8 +73,15 @@ def test_predicted_lines_are_dashed_and_measured_ones_are_not() -> None:
 
 def test_page_says_where_winners_come_from_and_what_failed() -> None:
     study = search_of(MEASURED)
-    page = render_page(gather([MEASURED, replace(PREDICTED, template_hash="0" * 12)], [study], []))
-    assert page.count('<span class="mark measured">') == page.count('<span class="mark predicted">') == 15
+    first, *others = MEASURED.buckets
+    between = replace(first, fields={name: first.fields[name] for name in ("median_us", "default_us", "margin")})
+    measured = replace(MEASURED, buckets=[between, *others], held_out_regret={"24": 0.011, "3000": 0.053})
+    predicted = replace(PREDICTED, template_hash="0" * 12, kernels_hash="0" * 12)
+    page = render_page(gather([measured, predicted], [study], []))
+    assert page.count('<span class="mark measured">') == len(MEASURED.buckets)
+    assert page.count('<span class="mark predicted">') == len(PREDICTED.buckets)
+    assert page.count("raced among the winners, margin") == 1
+    assert "never tuned (24, 3,000) lose at most 5.3 %, at 3,000 tokens" in page
     assert f"of {len(study.outcomes)}</span>" in page  # found as config N of M
     assert page.count('<span class="chip stale">') == 1
     failed = sum(bool(outcome.failure) for outcome in study.outcomes)

@@ -79,7 +79,7 @@ def _show_entries(console: Console, entries: list[TunedEntry]) -> None:
 
     for entry in entries:
         colour = "green" if entry.evidence == "measured" else "yellow"
-        stale = " [red]stale: the template has changed since[/red]" if entry.stale else ""
+        stale = " [red]stale: the template renders other kernels now[/red]" if entry.stale else ""
         console.print(
             f"\n[bold]{entry.problem}[/bold] on {entry.environment.get('device_name', '?')} ({entry.device}):"
             f" [{colour}]{entry.evidence}[/{colour}], {entry.trials} configs tried{stale}"
@@ -88,7 +88,9 @@ def _show_entries(console: Console, entries: list[TunedEntry]) -> None:
         limit = "twin_us" if entry.evidence == "measured" else "memory_us"
         table = Table("tokens", f"{time[:-3]} us", "default us", f"{limit[:-3]} us", "config")
         for bucket in entry.buckets:
-            numbers = [f"{bucket.fields[name]:.2f}" for name in (time, "default_us", limit)]
+            # A bucket between tuned counts has no twin of its own.
+            found = (bucket.fields.get(name) for name in (time, "default_us", limit))
+            numbers = ["" if number is None else f"{number:.2f}" for number in found]
             table.add_row(str(bucket.tokens), *numbers, _settings(bucket.config))
         console.print(table)
 

@@ -6,6 +6,7 @@ Colours are names of CSS variables, ``"--tuned"``: the page puts the values of i
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -416,7 +417,9 @@ def overview_figure(entries: Sequence[TunedEntry], labels: Sequence[str], of: st
         labels: Their names.
         of: ``"default"`` for default time / tuned time, ``"limit"`` for limit / tuned time.
     """
-    tokens = sorted({bucket.tokens for entry in entries for bucket in entry.buckets})
+    known = Counter(bucket.tokens for entry in entries for bucket in entry.buckets)
+    # Buckets between tuned counts lie elsewhere in each problem: no columns of their own.
+    tokens = sorted(count for count, number in known.items() if 2 * number > len(entries))
     rows = []
     for entry in entries:
         cells: dict[int, float] = {}

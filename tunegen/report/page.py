@@ -106,7 +106,9 @@ def _evidence(bucket: TunedBucket) -> str:
     margin = f"{100 * float(fields['margin']):.1f} %" if "margin" in fields else "?"
     runner = f", next best {fields['runner_up_us']:.2f} µs" if fields.get("runner_up_us") else ""
     if "median_us" in fields:
-        return f"{_mark('measured')} spread {fields['spread_us']:.3f} µs, margin {margin}{runner}"
+        # A bucket between tuned counts was raced among the winners, without a spread of its own.
+        how = f"spread {fields['spread_us']:.3f} µs" if "spread_us" in fields else "raced among the winners"
+        return f"{_mark('measured')} {how}, margin {margin}{runner}"
     return f"{_mark('predicted')} limited by {escape(str(fields.get('limiter', '?')))}, margin {margin}{runner}"
 
 
@@ -129,7 +131,15 @@ def _winners(subject: Subject) -> str:
         cells += [_evidence(bucket), _found(subject.search, bucket.config, default), _changes(bucket.config, default)]
         rows.append(cells)
     columns = [("tokens", True), ("tuned at", True), ("µs", True), ("over default", True)]
-    return _table([*columns, ("evidence", False), ("found as", False), ("changes", False)], rows)
+    table = _table([*columns, ("evidence", False), ("found as", False), ("changes", False)], rows)
+    if not entry.held_out_regret:
+        return table
+    count, worst = max(entry.held_out_regret.items(), key=lambda item: item[1])
+    held_out = ", ".join(f"{int(tokens):,}" for tokens in entry.held_out_regret)
+    return (
+        f"{table}<p class=soft>Token counts that were never tuned ({held_out}) lose at most {100 * worst:.1f} %,"
+        f" at {int(count):,} tokens, against the fastest config known there.</p>"
+    )
 
 
 def _reason(failure: str) -> str:

@@ -34,6 +34,19 @@ CONDEMNED = "condemned "
 
 
 @dataclass(frozen=True)
+class Winners:
+    """What was chosen among the configs of a problem.
+
+    Attributes:
+        buckets: By token count, ascending.
+        held_out_regret: See `tunegen.configs.TunedEntry`.
+    """
+
+    buckets: list[TunedBucket]
+    held_out_regret: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of one config.
 
@@ -274,17 +287,17 @@ class Record:
         """Records that a config which was timed cannot be used after all."""
         self._study.set_user_attr(CONDEMNED + config_key(outcome.config), outcome.failure)
 
-    def decision(self, outcomes: list[Outcome]) -> list[TunedBucket] | None:
+    def decision(self, outcomes: list[Outcome]) -> Winners | None:
         """The winners that were chosen among just these outcomes, if they have been."""
-        made = self._study.user_attrs.get(f"decision {_digest(outcomes)}")
-        return made and [TunedBucket(**bucket) for bucket in made]
+        made = self._study.user_attrs.get(f"winners {_digest(outcomes)}")
+        return made and Winners([TunedBucket(**bucket) for bucket in made["buckets"]], made["held_out_regret"])
 
-    def decide(self, outcomes: list[Outcome], buckets: list[TunedBucket]) -> list[TunedBucket]:
+    def decide(self, outcomes: list[Outcome], winners: Winners) -> Winners:
         """Records winners; returns those of another tuner if it was first."""
         made = self.decision(outcomes)
         if made is None:
-            self._study.set_user_attr(f"decision {_digest(outcomes)}", [asdict(bucket) for bucket in buckets])
-            made = buckets
+            self._study.set_user_attr(f"winners {_digest(outcomes)}", asdict(winners))
+            made = winners
         return made
 
 
