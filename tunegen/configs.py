@@ -57,6 +57,8 @@ class TunedEntry:
         trials: Distinct configs evaluated.
         buckets: Winners by token count, ascending.
         kernels_hash: Hash of the code that the template rendered from the winners; empty: the template's decides.
+        held_out_regret: What token counts that were never tuned lose, by count: the time of the config that serves
+            it over the fastest of the winners and of the neighbours' finalists, less 1. Empty if not measured.
     """
 
     op: str
@@ -71,6 +73,7 @@ class TunedEntry:
     trials: int
     buckets: list[TunedBucket]
     kernels_hash: str = ""
+    held_out_regret: dict[str, float] = field(default_factory=dict)
 
     @property
     def problem(self) -> Problem:
@@ -110,6 +113,12 @@ class TunedEntry:
         return self.buckets[-1]
 
 
+def time_of(bucket: TunedBucket) -> float:
+    """The winner's microseconds a call, measured or predicted."""
+    fields = bucket.fields
+    return float(fields["median_us"] if "median_us" in fields else fields["predicted_us"])
+
+
 def bucket_edges(tokens: list[int]) -> list[int | None]:
     """Last token count that each tuned count serves: geometric midpoints between neighbours, None at the end."""
     edges: list[int | None] = [int((low * high) ** 0.5) for low, high in itertools.pairwise(tokens)]
@@ -131,6 +140,7 @@ def _entry_from(data: dict[str, Any], op: str, target: str) -> TunedEntry:
         trials=data["trials"],
         buckets=buckets,
         kernels_hash=data.get("kernels_hash", ""),
+        held_out_regret=data.get("held_out_regret", {}),
     )
     if entry.evidence not in EVIDENCE:
         raise ConfigError(f"evidence must be one of {', '.join(EVIDENCE)}; got {entry.evidence!r}")

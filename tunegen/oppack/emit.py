@@ -172,6 +172,7 @@ def _manifest_entry(entry: TunedEntry, kernels: _Kernels) -> Entry:
         stale=entry.stale,
         trials=entry.trials,
         buckets=buckets,
+        held_out_regret=entry.held_out_regret,
     )
 
 

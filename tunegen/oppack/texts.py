@@ -84,10 +84,17 @@ class FusionPass(_FusionPass):
     Args:
         patterns: Names among `PATTERNS`. Default: all of them.
         dump: A folder to write each graph to, before and after. Default: none is written.
+        allow_reference: Rewrite also where the pack has no kernels for the shape and device, so that its reference in
+            PyTorch runs: right, and slower than the graph was.
     """
 
-    def __init__(self, patterns: Sequence[str] | None = None, dump: Path | str | None = None) -> None:
-        super().__init__(_pack, patterns, dump)
+    def __init__(
+        self,
+        patterns: Sequence[str] | None = None,
+        dump: Path | str | None = None,
+        allow_reference: bool = False,
+    ) -> None:
+        super().__init__(_pack, patterns, dump, allow_reference)
 
 
 __all__ = ["PATTERNS", "FusionPass", "Match", "Miss", "Report"]
@@ -121,10 +128,10 @@ def register_mla_layer() -> None:
     """Has vLLM make its MLA layers with RoPE and the cache write fused: call it before the model is made.
 
     The other way to that fusion than the pass; needs no graph partition. Layers with what it does not serve (sparse
-    attention, an fp8 layout of its own, context parallelism) stay vLLM's.
+    attention, an fp8 layout of its own, context parallelism, a shape without kernels) stay vLLM's, with a warning.
     """
     register()
-    layer.register(_pack.manifest.pack)
+    layer.register(_pack)
 
 
 @functools.cache

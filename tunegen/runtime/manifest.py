@@ -78,6 +78,8 @@ class Entry:
         stale: True if that template rendered other kernels from them.
         trials: Distinct configs evaluated.
         buckets: Ascending by token count.
+        held_out_regret: What token counts that were never tuned lose, by count: the time of the config that serves
+            it over that of the fastest found there, less 1. Empty if it was not measured.
     """
 
     op: str
@@ -92,6 +94,7 @@ class Entry:
     stale: bool
     trials: int
     buckets: list[Bucket]
+    held_out_regret: dict[str, float] = field(default_factory=dict)
 
     @property
     def variants(self) -> list[str]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from tunegen.evaluate.conformance._buffers import POISONS, Guarded, bytes_of_storage, difference
 from tunegen.evaluate.conformance._call import Arguments, Launch, Outputs
 from tunegen.evaluate.conformance._pairwise import pairwise
-from tunegen.evaluate.truth.rmsnorm_mxfp4 import failures
+from tunegen.evaluate.truth import rmsnorm_mxfp4
 from tunegen.ops import Problem, get_family
+from tunegen.ops.rmsnorm_mxfp4 import RMSNORM_MXFP4
 from tunegen.runtime.families import OPS
 from tunegen.runtime.families.recipe import RECIPES
 from tunegen.runtime.reference.mxfp4 import BLOCK
@@ -28,6 +29,9 @@ DTYPES: dict[Dtype, torch.dtype] = {
 }
 LAYOUTS: tuple[Layout, ...] = ("contiguous", "strided", "offset")
 TOKENS = (0, 1, 3, 17, 33, 256)
+# What judges the outputs of each op: problem, arguments, outputs and fewest lanes a row -> what is wrong.
+Truth = Callable[[Problem, Sequence[Any], Sequence[torch.Tensor], int], list[str]]
+TRUTHS: dict[str, Truth] = dict.fromkeys(RMSNORM_MXFP4.ops, rmsnorm_mxfp4.failures)
 # Elements between the rows of the "wide" layout: the third row lies past 2^31 elements.
 WIDE_STRIDE = 2**30 + 64
 
@@ -252,7 +256,7 @@ def run_case(launch: Launch, case: Case, device: torch.device, lanes_per_row: in
     for (i, tensor), content in zip(tensors, before, strict=True):
         if not torch.equal(bytes_of_storage(tensor), content):
             found.append(f"argument {i} was modified")
-    found += failures(case.problem, args, runs[0], lanes_per_row)
+    found += TRUTHS[case.problem.op](case.problem, args, runs[0], lanes_per_row)
     return list(dict.fromkeys(found))
 
 

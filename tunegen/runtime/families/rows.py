@@ -211,7 +211,7 @@ class RowsOp(Op):
             outputs.append(torch.empty(x2.shape, dtype=x.dtype, device=x.device))
         return tuple(outputs)
 
-    def launch(self, kernel: Kernel, units: int, outputs: tuple[torch.Tensor, ...], *args: Any) -> None:
+    def launch(self, kernel: Kernel, units: int, outputs: tuple[torch.Tensor, ...], *args: Any) -> Any:
         recipe, x = self.recipe, args[0]
         num_tokens = x.shape[0]
         tensors = [args[index] for index in self._tensors]
@@ -228,7 +228,7 @@ class RowsOp(Op):
             # The programs after the first so many normalise a row of x2 each.
             given += [args[self._at["epsilon2"]], programs]
             grid += num_tokens
-        kernel.function[(grid,)](*given, _pairs(*tensors), **kernel.options)
+        return kernel.function[(grid,)](*given, _pairs(*tensors), **kernel.options)
 
     def reference(self, *args: Any) -> tuple[torch.Tensor, ...]:
         recipe = self.recipe
