@@ -23,13 +23,12 @@ import torch
 
 from tunegen.configs import bucket_edges
 from tunegen.files import write_text_atomically
-from tunegen.search.buckets import edges_from_times
+from tunegen.search.buckets import HELD_OUT
 from tunegen.search.proposals import SAMPLERS
 from tunegen.search.replay import Recorded, budget, load, search
 
 DATA = Path(__file__).parent / "data" / "h100_space.json.xz"
 COUNTS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 100, 128, 160)
-HELD_OUT = (24, 100, 300, 700, 1500, 3000, 6000)
 
 
 @functools.cache
@@ -87,25 +86,27 @@ def decision_floor(recorded: Recorded, seeds: int) -> list[float]:
     return regrets
 
 
-def held_out(recorded: Recorded, tokens: Sequence[int], by_times: bool) -> dict[int, float]:
+def held_out(recorded: Recorded, tokens: Sequence[int], winners_race: bool) -> dict[int, float]:
     """Regrets, in per cent, at token counts that were not tuned, over the best of the configs timed there.
 
     Args:
         recorded: The times; configs timed again at the end are the candidates.
         tokens: Token counts that are tuned.
-        by_times: Choose the edges by times; otherwise geometric midpoints.
+        winners_race: The fastest of the winners serves a count, as if it were one of those between tuned counts at
+            which they are timed; otherwise the winner of the nearest tuned count.
     """
     medians = {
         index: dict(zip(recorded.final_tokens, np.nanmedian(samples, axis=1).tolist(), strict=True))
         for index, samples in recorded.finals.items()
     }
     winners = [min(medians.values(), key=lambda times: times[count]) for count in tokens]
-    edges = edges_from_times(tokens, winners) if by_times else bucket_edges(list(tokens))
+    edges = bucket_edges(list(tokens))
     regrets = {}
     for count in HELD_OUT:
         bucket = next(i for i, edge in enumerate(edges) if edge is None or count <= edge)
         best = min(times[count] for times in medians.values())
-        regrets[count] = 100 * (winners[bucket][count] / best - 1)
+        served = min(times[count] for times in winners) if winners_race else winners[bucket][count]
+        regrets[count] = 100 * (served / best - 1)
     return regrets
 
 
@@ -156,14 +157,14 @@ def draw(problems: Sequence[Recorded], runs: list[dict[str, Any]], out: Path) ->
 
 
 def print_buckets(problems: Sequence[Recorded]) -> None:
-    """Regret at held-out token counts, for both ways to choose edges and the grids that were recorded."""
+    """Regret at held-out token counts, for both ways to serve them and the grids that were recorded."""
     for recorded in problems:
         powers = [count for count in recorded.final_tokens if count & (count - 1) == 0]
         for tokens in (recorded.tokens, powers):
-            for by_times in (False, True):
-                found = held_out(recorded, tokens, by_times)
+            for winners_race in (False, True):
+                found = held_out(recorded, tokens, winners_race)
                 cells = " ".join(f"{regret:5.2f}" for regret in found.values())
-                kind = "by times" if by_times else "midpoints"
+                kind = "best of the winners" if winners_race else "nearest winner"
                 name = f"{recorded.problem} {len(tokens)} counts, {kind}"
                 print(f"{name}: {cells} | mean {statistics.mean(found.values()):.2f}")
 

@@ -41,6 +41,7 @@ from tunegen.errors import CompileError
 from tunegen.evaluate.measure import POLICY
 from tunegen.evaluate.predict import MODEL, predict
 from tunegen.ops import Config, Problem, config_key, get_family
+from tunegen.search.buckets import HELD_OUT
 from tunegen.targets import Device, get_target, present_device
 
 PROBLEMS = (
@@ -52,7 +53,6 @@ PROBLEMS = (
     Problem.of("mla_rope_cache", {"num_heads": 16, "kv_lora_rank": 512, "rope_dim": 64}, "none,fp8"),
 )
 TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
-HELD_OUT = (24, 100, 300, 700, 1500, 3000, 6000)
 # The other counts that are tuned, and those half way to the next: on 132 units 256 rows are two turns and 300 three.
 BETWEEN = (2, 4, 8, 32, 128, 512, 2048, 8192, 48, 96, 192, 384, 768, 1536, 3072, 6144, 12288)
 # Samples of a visit; tuning's first look takes three.

@@ -127,6 +127,17 @@ def test_an_entry_of_another_template_is_stale(tmp_path: Path) -> None:
     assert not entry(1536).stale
 
 
+def test_an_entry_is_fresh_while_its_kernels_stay_the_same(tmp_path: Path) -> None:
+    tuned = entry(512)
+    known = dataclasses.replace(tuned, template_hash="0" * 12, kernels_hash=tuned.rendered_hash())
+    save_entries(tmp_path, [known])
+    assert load_entries(tmp_path) == [known]
+    assert not known.stale
+    other = dataclasses.replace(tuned.buckets[0], config={**tuned.buckets[0].config, "cover": "1x512"})
+    assert other.config != tuned.buckets[0].config
+    assert dataclasses.replace(known, buckets=[other, tuned.buckets[1]]).stale
+
+
 def test_shipped_entries_are_fresh_and_complete() -> None:
     """Measured on the H100 and predicted for gfx950: three ops at five hidden sizes, of today's templates."""
     entries = load_entries(tuned_configs_dir())

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tunegen.codegen.render import template_hash
-from tunegen.errors import ConfigError, TunedFileError, TunegenError
+from tunegen.codegen.render import kernels_hash, template_hash
+from tunegen.errors import ConfigError, ShapeError, TunedFileError, TunegenError, UnknownNameError
 from tunegen.files import write_text_atomically
 from tunegen.ops import Config, Problem, get_family
 from tunegen.runtime.device import DeviceKey
@@ -56,6 +56,9 @@ class TunedEntry:
         environment: Device name, driver or runtime, versions, timing policy or model.
         trials: Distinct configs evaluated.
         buckets: Winners by token count, ascending.
+        kernels_hash: Hash of the code that the template rendered from the winners; empty: the template's decides.
+        held_out_regret: What token counts that were never tuned lose, by count: the time of the config that serves
+            it over the fastest of the winners and of the neighbours' finalists, less 1. Empty if not measured.
     """
 
     op: str
@@ -69,6 +72,8 @@ class TunedEntry:
     environment: dict[str, Any]
     trials: int
     buckets: list[TunedBucket]
+    kernels_hash: str = ""
+    held_out_regret: dict[str, float] = field(default_factory=dict)
 
     @property
     def problem(self) -> Problem:
@@ -77,8 +82,23 @@ class TunedEntry:
 
     @property
     def stale(self) -> bool:
-        """True if the template has changed since."""
-        return self.template_hash != template_hash(get_family(self.op).template)
+        """True if the template has changed since, and with it the kernels of the winners."""
+        if self.template_hash == template_hash(get_family(self.op).template):
+            return False
+        try:
+            return self.kernels_hash != self.rendered_hash()
+        except (UnknownNameError, ConfigError, ShapeError):
+            return True  # its knobs or shapes are others now
+
+    def rendered_hash(self) -> str:
+        """Hash of the code that the template renders from the winners now.
+
+        Raises:
+            UnknownNameError, ConfigError, ShapeError: A winner is no config of the template.
+        """
+        family, target = get_family(self.op), get_target(self.target)
+        configs = [family.resolve(self.problem, target, bucket.config) for bucket in self.buckets]
+        return kernels_hash(self.problem, target, configs)
 
     def replaces(self, other: TunedEntry) -> bool:
         """True if this entry takes the place of ``other`` in a file."""
@@ -91,6 +111,12 @@ class TunedEntry:
             if bucket.max_tokens is None or num_tokens <= bucket.max_tokens:
                 return bucket
         return self.buckets[-1]
+
+
+def time_of(bucket: TunedBucket) -> float:
+    """The winner's microseconds a call, measured or predicted."""
+    fields = bucket.fields
+    return float(fields["median_us"] if "median_us" in fields else fields["predicted_us"])
 
 
 def bucket_edges(tokens: list[int]) -> list[int | None]:
@@ -113,6 +139,8 @@ def _entry_from(data: dict[str, Any], op: str, target: str) -> TunedEntry:
         environment=data["environment"],
         trials=data["trials"],
         buckets=buckets,
+        kernels_hash=data.get("kernels_hash", ""),
+        held_out_regret=data.get("held_out_regret", {}),
     )
     if entry.evidence not in EVIDENCE:
         raise ConfigError(f"evidence must be one of {', '.join(EVIDENCE)}; got {entry.evidence!r}")
@@ -120,10 +148,12 @@ def _entry_from(data: dict[str, Any], op: str, target: str) -> TunedEntry:
         raise ConfigError("an entry needs at least one bucket")
     get_target(target)
     family = get_family(op)
-    if not entry.stale:  # the knobs of another template may be others
-        for bucket in buckets:
-            family.resolve(entry.problem, get_target(target), bucket.config)
-    return entry
+    if entry.stale:  # the knobs of another template may be others
+        return entry
+    resolved = [
+        replace(bucket, config=family.resolve(entry.problem, get_target(target), bucket.config)) for bucket in buckets
+    ]
+    return replace(entry, buckets=resolved)
 
 
 def read_file(path: Path) -> list[TunedEntry]:

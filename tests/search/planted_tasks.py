@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tunegen.evaluate.isolated import WorkerUnusableError
 
 if TYPE_CHECKING:
+    from tunegen.evaluate.measure import Timing
     from tunegen.evaluate.trial import Contest
 
 # Every call of a task, a line each.
@@ -72,7 +73,7 @@ def look(problem: object, target: str, source: Path, lanes: int, tokens: Sequenc
 
 def probe(problem: object, tokens: int, source: Path) -> float:
     _note("probe", source)
-    _fault(source, faults_of(source, "final"))
+    _fault(source, faults_of(source, "final") | faults_of(source, "race"))
     return formula(config_of(source), tokens)
 
 
@@ -85,6 +86,15 @@ def contest(problem: object, tokens: int, twins: Sequence[Path], kernels: Sequen
         _fault(source, faults_of(source, "final"))
     timings = [Timing.of([formula(config_of(source), tokens)] * 3) for source in kernels]
     return Contest(Timing.of([1.0]), Timing.of([2.0]), tuple(timings))
+
+
+def race(problem: object, tokens: int, kernels: Sequence[Path]) -> tuple[Timing, ...]:
+    from tunegen.evaluate.measure import Timing
+
+    for source in kernels:
+        _note("race", source)
+        _fault(source, faults_of(source, "race"))
+    return tuple(Timing.of([formula(config_of(source), tokens)] * 3) for source in kernels)
 
 
 def forget(problem: object) -> None:

@@ -1,46 +1,118 @@
-"""Edges between token buckets."""
+"""Who serves token counts between those that were tuned."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from tunegen.search.buckets import crossing, edges_from_times
+from tunegen.configs import TunedBucket
+from tunegen.ops import Config, config_key
+from tunegen.search.buckets import HELD_OUT, counts_between, fill_in, held_out_regret
+
+DEFAULT, A, B, C = ({"number": number} for number in range(4))
+Times = Callable[[Config, int], float]
+
+
+def racing(times: Times, log: list[int] | None = None) -> Callable[[int, Sequence[Config]], dict[str, float]]:
+    def race(count: int, configs: Sequence[Config]) -> dict[str, float]:
+        if log is not None:
+            log.append(count)
+        return {config_key(config): times(config, count) for config in configs}
+
+    return race
+
+
+def buckets(*winners: tuple[int, Config]) -> list[TunedBucket]:
+    return [TunedBucket(count, None, config, {"median_us": 1.0, "twin_us": 0.5}) for count, config in winners]
+
+
+def served(found: Sequence[TunedBucket], count: int) -> Config:
+    return next(b.config for b in found if b.max_tokens is None or count <= b.max_tokens)
 
 
 @pytest.mark.parametrize(
-    ("leads", "edge"),
+    ("low", "high", "counts"),
     [
-        ((1.1, 1.1), 32),  # as far ahead at one end as at the other: the geometric midpoint
-        ((1.2, 1.0), 63),  # the second is no better where it won: the first serves up to it
-        ((1.0, 1.2), 16),
-        ((1.0, 1.0), 32),
-        ((0.99, 0.98), 32),  # noise: each was taken for the winner where the other is faster
+        (1, 2, []),
+        (2, 4, [3]),
+        (8, 16, [10, 13]),
+        (256, 512, [323, 406]),
+        (1, 8, [2, 3, 4, 5, 6]),
+        (16384, 16384, []),
     ],
 )
-def test_crossing(leads: tuple[float, float], edge: int) -> None:
-    assert crossing(16, 64, *leads) == edge
+def test_counts_between(low: int, high: int, counts: list[int]) -> None:
+    assert counts_between(low, high) == counts
 
 
-@pytest.mark.parametrize("at", [20.0, 40.0, 60.0])
-def test_straight_lines_cross_where_they_do(at: float) -> None:
-    """Times t^0.3 and a t^0.1 with equal values at the count ``at``."""
-    scale = at**0.2
-
-    def first(tokens: float) -> float:
-        return tokens**0.3
-
-    def second(tokens: float) -> float:
-        return scale * tokens**0.1
-
-    edge = crossing(16, 64, second(16) / first(16), first(64) / second(64))
-    assert edge == math.floor(at) or math.isclose(edge, at, abs_tol=1)
+def test_held_out_counts_are_never_raced_before() -> None:
+    between = [count for low in range(1, 9000, 7) for count in counts_between(low, 3 * low)]
+    assert len(between) > 1000
+    assert not set(between) & set(HELD_OUT)
 
 
-def test_edges() -> None:
-    times = [{1: 1.0, 4: 3.0}, {1: 2.0, 4: 2.0, 16: 6.0}, {4: 2.2, 16: 5.0}]
-    edges = edges_from_times([1, 4, 16], times)
-    assert edges[-1] is None
-    # By a factor of 2 at 1 and of 1.5 at 4; by 1.1 at 4 and 1.2 at 16.
-    assert edges == [crossing(1, 4, 2.0, 1.5), crossing(4, 16, 1.1, 1.2), None] == [2, 6, None]
+def test_a_step_behind_a_tuned_count_is_found() -> None:
+    """A is best up to 256, B from 257 on, though B won at 512 alone."""
+
+    def times(config: Config, count: int) -> float:
+        return {"A": 1.0 if count <= 256 else 2.0, "B": 1.5}.get("A" if config == A else "B", 3.0)
+
+    found = fill_in(buckets((256, A), (512, B)), B, racing(times))
+    assert [(b.tokens, b.max_tokens, b.config) for b in found] == [(256, int((256 * 323) ** 0.5), A), (512, None, B)]
+    # What is known of the tuned counts stays.
+    assert all(b.fields == {"median_us": 1.0, "twin_us": 0.5} for b in found)
+
+
+def test_a_third_config_gets_a_bucket_of_its_own() -> None:
+    def times(config: Config, count: int) -> float:
+        if config in (A, B):
+            return 2.0 if config == A or count > 400 else 2.5
+        return 1.0 if config == C and 300 < count < 400 else 3.0
+
+    found = fill_in(buckets((64, C), (256, A), (512, B)), DEFAULT, racing(times))
+    assert [b.config for b in found] == [C, A, C, A, B]
+    between = found[2]
+    assert (between.tokens, between.fields) == (323, {"median_us": 1.0, "default_us": 3.0, "margin": 0.01})
+    edges = [b.max_tokens for b in found[:-1]]
+    assert edges[:3] == [int((low * high) ** 0.5) for low, high in ((64, 81), (256, 323), (323, 406))]
+    # Every count has one bucket, and the tuned ones their own winners.
+    assert edges == sorted(set(edges))
+    assert [served(found, count) for count in (64, 256, 512, 9999)] == [C, A, B, B]
+
+
+def test_noise_makes_no_bucket() -> None:
+    """Faster by half a per cent is not enough to leave the neighbour's winner."""
+
+    def times(config: Config, count: int) -> float:
+        return 1.0 if config == DEFAULT else 1.005
+
+    found = fill_in(buckets((64, A), (256, B)), DEFAULT, racing(times))
+    assert [(b.tokens, b.config) for b in found] == [(64, A), (256, B)]
+    assert found[0].max_tokens == int((203 * 256) ** 0.5)
+
+
+def test_one_count_needs_no_race() -> None:
+    log: list[int] = []
+    assert fill_in(buckets((64, A)), DEFAULT, racing(lambda *_: 1.0, log)) == buckets((64, A))
+    assert log == []
+
+
+def test_regret_is_that_of_the_config_that_serves() -> None:
+    log: list[int] = []
+
+    def times(config: Config, count: int) -> float:
+        return 1.0 if config == C and count == 300 else 1.25
+
+    made = fill_in(buckets((16, A), (256, A), (512, B)), DEFAULT, racing(lambda *_: 1.0))
+    regrets = held_out_regret(made, lambda count: [C], racing(times, log))
+    assert regrets == {"24": 0.0, "100": 0.0, "300": 0.25}
+    assert log == [24, 100, 300]
+
+
+def test_a_config_that_broke_serves_no_count() -> None:
+    def race(count: int, configs: Sequence[Config]) -> dict[str, float]:
+        return {config_key(config): 2.0 for config in configs if config != A}
+
+    found = fill_in(buckets((64, A), (128, B)), DEFAULT, race)
+    assert served(found, 80) == B

@@ -18,8 +18,9 @@ from tunegen.codegen.work import Work
 from tunegen.configs import TunedEntry
 from tunegen.errors import CompileError, UsageError
 from tunegen.evaluate.isolated import IsolatedPool, TaskFailedError
-from tunegen.ops import Problem, config_key, get_family
+from tunegen.ops import Config, Problem, config_key, get_family
 from tunegen.runtime.device import DeviceKey
+from tunegen.search.buckets import counts_between
 from tunegen.search.evaluators import MeasuredEvaluator
 from tunegen.search.evaluators._compilation import Compilation
 from tunegen.search.record import read_studies
@@ -46,8 +47,8 @@ class Planted(MeasuredEvaluator):
 
     run_seconds = (2.0, 2.0)
     memory = 1 << 30
-    start, look, probe, contest, forget = map(
-        staticmethod, (tasks.start, tasks.look, tasks.probe, tasks.contest, tasks.forget)
+    start, look, probe, contest, race, forget = map(
+        staticmethod, (tasks.start, tasks.look, tasks.probe, tasks.contest, tasks.race, tasks.forget)
     )
 
     def __init__(self, look_faults: tuple[str, ...] = (), final_fault: str = "", gpus: int = 1) -> None:
@@ -131,16 +132,21 @@ def test_the_same_machine_code_is_measured_once_and_an_idle_knob_is_told(tmp_pat
 
 
 class LateFault(Planted):
-    """The best kernel of all faults only when it is timed in the final."""
+    """The best kernel of all faults only when it is timed in the final, or beside other winners."""
+
+    late = "final"
+    culprit: Config | None = None
 
     def choose(self, problem, outcomes, edges):
+        if self.culprit:  # chosen anew, without it
+            return super().choose(problem, outcomes, edges)
         winner = min(outcomes, key=lambda outcome: (outcome.times[256], config_key(outcome.config)))
         self.culprit = min(
             (o for o in outcomes if o.details["fingerprint"] == winner.details["fingerprint"]),
             key=lambda o: get_family(problem.op).complexity(problem, TARGET, o.config),
         ).config
         name = self.render(problem, self.culprit).write(self.folder).name
-        (self.folder / "faults_final.txt").write_text(repr({name: self.final_fault}))
+        (self.folder / f"faults_{self.late}.txt").write_text(repr({name: self.final_fault}))
         return super().choose(problem, outcomes, edges)
 
 
@@ -157,6 +163,33 @@ def test_a_finalist_that_breaks_the_worker_is_found_and_left_out(tmp_path: Path,
     again = Planted()
     (second,), reporter = run(again, url, 16)
     assert (second, reporter.rejections, again.log) == (entry, [], "")
+
+
+class BetweenFault(LateFault):
+    late = "race"
+
+
+def test_a_winner_that_breaks_between_tuned_counts_is_none(tmp_path: Path) -> None:
+    evaluator = BetweenFault(final_fault="exits")
+    (entry,), reporter = run(evaluator, f"sqlite:///{tmp_path}/s.sqlite3", 16)
+    assert reporter.rejections == [LOOK_FAULTS["exits"]]
+    assert evaluator.culprit not in [bucket.config for bucket in entry.buckets]
+    assert entry.trials == 15
+
+
+def test_counts_between_and_held_out_ones_are_timed_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/s.sqlite3"
+    evaluator = Planted()
+    (entry,), _ = run(evaluator, url, 24)
+    # By the formula warps are bad up to 64 tokens and good above: the edge between the winners lies there.
+    assert [bucket.tokens for bucket in entry.buckets] == [1, 256]
+    assert entry.buckets[0].max_tokens == 72  # between 64, which was timed, and 81
+    assert entry.held_out_regret == {"24": 0.0, "100": 0.0}
+    races = [line for line in evaluator.log.splitlines() if line.startswith("race")]
+    assert len(races) > len(counts_between(1, 256))
+    again = Planted()
+    (second,), _ = run(again, url, 24)
+    assert (second, again.log) == (entry, "")
 
 
 def test_a_default_that_breaks_the_worker_ends_the_run(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from tunegen.configs import TunedBucket
 from tunegen.errors import UsageError
 from tunegen.ops import Config, Problem, get_family
 from tunegen.search import record as records
@@ -122,10 +123,10 @@ def test_a_heart_that_stops_is_noticed(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_winners_are_kept_and_the_first_decision_holds(made: list[Record]) -> None:
-    from tunegen.configs import TunedBucket
-
     one, two = made
-    first, second = ([TunedBucket(1, None, config, {"median_us": 1.0})] for config in (DEFAULT, OTHER))
+    first, second = (
+        records.Winners([TunedBucket(1, None, config, {"median_us": 1.0})], {"24": 0.01}) for config in (DEFAULT, OTHER)
+    )
     outcomes = [outcome(DEFAULT), outcome(OTHER)]
     assert one.decision(outcomes) is None
     assert one.decide(outcomes, first) == first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -43,7 +44,7 @@ def verify(
 
     from tunegen.configs import load_entries
     from tunegen.evaluate import verify as matrix
-    from tunegen.ops import get_family
+    from tunegen.ops import Problem, get_family
     from tunegen.targets import get_target, present_device
 
     names = [get_target(name).name for name in targets]
@@ -52,20 +53,22 @@ def verify(
     if not names and device is not None:
         names = [device.target.name]
     rows = []
+    manifest = None
     if pack is not None:
         manifest, root = matrix.import_pack(pack)
         subjects = matrix.subjects_of_pack(manifest, root, None)
-        rows += list(matrix.verify_calls(manifest, device))
     else:
         folder = configs_folder(configs)
         entries = load_entries(folder, names or None)
         subjects = matrix.subjects_of_entries([entry for entry in entries if not entry.stale])
+
+    def asked_for(problem: Problem) -> bool:
+        return (not wanted or problem.op in wanted) and all(
+            problem.sizes.get(name) in values for name, values in sizes.items() if values
+        )
+
     subjects = [
-        subject
-        for subject in subjects
-        if (not names or subject.target.name in names)
-        and (not wanted or subject.problem.op in wanted)
-        and all(subject.problem.sizes.get(name) in values for name, values in sizes.items() if values)
+        subject for subject in subjects if (not names or subject.target.name in names) and asked_for(subject.problem)
     ]
     if not subjects:
         raise UsageError(
@@ -74,7 +77,11 @@ def verify(
         )
     console = plain_console()
     with tempfile.TemporaryDirectory(prefix="tunegen-verify-") as temporary:
-        for row in matrix.verify_kernels(subjects, device, Path(temporary), execute):
+        found = matrix.verify_kernels(subjects, device, Path(temporary), execute)
+        if manifest is not None:
+            # Last: the kernels compiled side by side, and calls find them in Triton's cache.
+            found = itertools.chain(found, matrix.verify_calls(manifest, device, asked_for))
+        for row in found:
             rows.append(row)
             if not console.is_terminal:
                 state = f"{len(row.failures)} FAILED" if row.failures else "ok"

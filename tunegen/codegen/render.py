@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def _closure(template: str) -> set[str]:
 
 @functools.cache
 def template_hash(template: str) -> str:
-    """Hash of a template and of every macro file it uses: a tuned entry made from another is stale."""
+    """Hash of a template and of every macro file it uses."""
     digest = hashlib.sha256()
     for name in sorted(_closure(template)):
         digest.update(name.encode() + b"\0" + (templates_dir() / name).read_bytes() + b"\0")
@@ -123,3 +124,13 @@ def render(problem: Problem, target: Target, config: Config, twin: bool = False)
     lines = [line.rstrip() for line in text.strip().splitlines()]
     source = "\n".join(lines) + "\n" + _launch_lines(family.launch_options(target, config), config, problem.op)
     return Rendered(problem, target.name, config, source)
+
+
+def kernels_hash(problem: Problem, target: Target, configs: Iterable[Config]) -> str:
+    """Hash of the code rendered from configs, comments aside: tuned entries that a template renders anew are stale."""
+    digest = hashlib.sha256()
+    for config in configs:
+        for line in render(problem, target, config).source.splitlines():
+            if not line.startswith("#"):
+                digest.update(line.encode() + b"\0")
+    return digest.hexdigest()[:12]

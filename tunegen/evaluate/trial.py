@@ -34,6 +34,7 @@ LONG_ROUNDS = 3
 # Twins that are looked at again, with the whole graph, to take the best of.
 TWINS_AGAIN = 3
 FINAL_ROUNDS = 13
+RACE_ROUNDS = 7
 
 
 class OutOfResourcesError(TunegenError):
@@ -201,6 +202,18 @@ def contest(problem: Problem, tokens: int, twins: Sequence[Path], kernels: Seque
     finalists = [_replay(problem, tokens, source) for source in kernels]
     empty, twin, *rest = time_interleaved([empty_kernel_replay(), replays[best], *finalists], FINAL_ROUNDS)
     return Contest(empty, twin, tuple(rest))
+
+
+@_leaving_on_faults
+def race(problem: Problem, tokens: int, kernels: Sequence[Path]) -> tuple[Timing, ...]:
+    """Times kernels in turn, for a shorter time than a final.
+
+    Args:
+        problem: What they compute.
+        tokens: Token count.
+        kernels: Their files.
+    """
+    return tuple(time_interleaved([_replay(problem, tokens, source) for source in kernels], RACE_ROUNDS))
 
 
 @_leaving_on_faults

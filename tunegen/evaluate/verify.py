@@ -11,9 +11,10 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,21 +22,17 @@ from tunegen.codegen.render import render
 from tunegen.configs import TunedEntry
 from tunegen.errors import UsageError
 from tunegen.evaluate.conformance import (
-    Arguments,
     Case,
-    Outputs,
     candidates,
     case_factors,
     fewest_lanes_per_row,
     large_cases,
-    make_args,
     pairwise,
-    run_case,
 )
 from tunegen.evaluate.executor import WHERE as EXECUTED
 from tunegen.evaluate.executor import Executor, executable
 from tunegen.evaluate.interpreter import Interpreter, interpretable, substituted
-from tunegen.evaluate.on_device import OnDevice
+from tunegen.evaluate.on_device import OnDevice, call_failures
 from tunegen.ops import Config, Problem, config_key, get_family
 from tunegen.runtime.manifest import Manifest, read_manifest
 from tunegen.targets import DEFAULT_TARGET, Device, Target, get_target
@@ -145,7 +142,7 @@ def verify_kernels(
     with (
         Interpreter(min(cores, 16)) as interpreter,
         Executor(min(cores, 16)) as executor,
-        OnDevice(min(cores, 12), index) as pool,
+        OnDevice(min(cores, 16), index) as pool,
         OnDevice(1, index) as one,
     ):
         waiting: list[tuple[Row, list[tuple[Case, Config, Future[list[str]]]]]] = []
@@ -184,37 +181,34 @@ def verify_kernels(
             yield row
 
 
-def verify_calls(manifest: Manifest, device: Device | None) -> Iterator[Row]:
-    """Calls the ops of an imported pack at every shape it has: on the GPU here, otherwise on the CPU."""
-    namespace: Any = getattr(torch.ops, manifest.pack)
-    place = torch.device("cuda", device.index) if device else torch.device("cpu")
+def verify_calls(manifest: Manifest, device: Device | None, wanted: Callable[[Problem], bool]) -> Iterator[Row]:
+    """Calls the ops of an importable pack at every wanted shape: on the GPU here, otherwise on the CPU."""
     target = device.target if device else get_target(DEFAULT_TARGET)
     entries = [entry for entry in manifest.entries if device is None or entry.device.arch == device.key.arch]
     problems = dict.fromkeys(Problem.of(entry.op, entry.shape, entry.variant) for entry in entries)
-    for problem in sorted(problems, key=str):
-        function = getattr(namespace, problem.op)
-
-        def call(outputs: Outputs, args: Arguments, function: Any = function) -> None:
-            for output, result in zip(outputs, function(*args) or (), strict=True):
-                _bytes(output).copy_(_bytes(result))
-
-        row = Row(problem, target.name if device else "cpu", 0, "torch.ops")
-        cases = candidates(get_family(problem.op).served(problem), CALL_TOKENS if device else CALL_TOKENS_CPU, target)
-        chooser = random.Random(0)
-        for num_tokens in CALL_TOKENS if device else CALL_TOKENS_CPU:
-            case = chooser.choice([case for case in cases if case.num_tokens == num_tokens])
-            row.calls += 1
-            if not num_tokens:
-                outputs = function(*make_args(case, place)) or ()
-                row.failures += [f"{case}: an output is not empty" for output in outputs if output.numel()]
-                continue
-            # A lane alone is the longest sum there is: the bound holds for any kernel, and for the reference.
-            row.failures += [f"{case}: {failure}" for failure in run_case(call, case, place, 32)]
-        yield row
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(torch.uint8)
+    place = torch.device("cuda", device.index) if device else torch.device("cpu")
+    with ExitStack() as stack:
+        # On a GPU kernels compile as they are called, so that processes call side by side.
+        pool = stack.enter_context(OnDevice(min(os.cpu_count() or 1, 16), device.index)) if device else None
+        waiting: list[tuple[Row, list[tuple[Case, Callable[[], list[str]]]]]] = []
+        for problem in sorted(filter(wanted, problems), key=str):
+            row = Row(problem, target.name if device else "cpu", 0, "torch.ops")
+            counts = CALL_TOKENS if device else CALL_TOKENS_CPU
+            cases = candidates(get_family(problem.op).served(problem), counts, target)
+            chooser = random.Random(0)
+            chosen = [chooser.choice([case for case in cases if case.num_tokens == count]) for count in counts]
+            calls: list[tuple[Case, Callable[[], list[str]]]] = [
+                (case, pool.submit_call(manifest.pack, case).result)
+                if pool
+                else (case, partial(call_failures, manifest.pack, case, place))
+                for case in chosen
+            ]
+            waiting.append((row, calls))
+        for row, calls in waiting:
+            for case, failures in calls:
+                row.calls += 1
+                row.failures += [f"{case}: {failure}" for failure in failures()]
+            yield row
 
 
 def import_pack(name: str) -> tuple[Manifest, Path]:

@@ -11,7 +11,7 @@
        "device": {"arch": "gfx950", "units": 256, "memory_gib": 288}, "target": "gfx950", "dtype": "bfloat16",
        "evidence": "measured",        or "predicted"
        "environment": {...},          what was measured on, or which model predicted
-       "template_hash": "...", "stale": false,    stale: made from another version of the template
+       "template_hash": "...", "stale": false,    stale: the template renders other kernels now
        "trials": 60,
        "buckets": [                   ascending by token count
         {"tokens": 1,                 the count it was tuned at
@@ -75,9 +75,11 @@ class Entry:
         evidence: ``"measured"`` or ``"predicted"``.
         environment: Device name, versions, timing policy or model.
         template_hash: Hash of the template that the configs were found with.
-        stale: True if the kernels are rendered from another version of it.
+        stale: True if that template rendered other kernels from them.
         trials: Distinct configs evaluated.
         buckets: Ascending by token count.
+        held_out_regret: What token counts that were never tuned lose, by count: the time of the config that serves
+            it over that of the fastest found there, less 1. Empty if it was not measured.
     """
 
     op: str
@@ -92,6 +94,7 @@ class Entry:
     stale: bool
     trials: int
     buckets: list[Bucket]
+    held_out_regret: dict[str, float] = field(default_factory=dict)
 
     @property
     def variants(self) -> list[str]:

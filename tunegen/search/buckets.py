@@ -1,37 +1,120 @@
-"""Where one token bucket ends and the next begins."""
+"""Which config serves token counts between those that were tuned.
+
+A kernel's time is a staircase: it steps up where its programs need another turn of the GPU's multiprocessors, which is
+at other counts for other configs. Powers of two lie just below such steps more often than other counts do, so that
+winners there say little about what lies between. The winners are few, and are timed at counts between as well.
+"""
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tunegen.configs import TunedBucket
+from tunegen.ops import Config, config_key
+
+# Counts that are never tuned or timed before the buckets are made; the regret there is what users may expect.
+HELD_OUT = (24, 100, 300, 700, 1500, 3000, 6000)
+# Counts for each doubling, the tuned one among them.
+PER_OCTAVE = 3
+# A third config serves counts between two winners only if it is faster by more than a short race can be wrong.
+MARGIN = 0.01
+
+Race = Callable[[int, Sequence[Config]], Mapping[str, float]]
+"""Times configs at a token count: microseconds by `config_key`; one that broke, never the default, is left out."""
 
 
-def crossing(low: int, high: int, lead_at_low: float, lead_at_high: float) -> int:
-    """The last token count that the config for ``low`` serves, if the next one is for ``high``.
+def counts_between(low: int, high: int) -> list[int]:
+    """Token counts strictly between two, `PER_OCTAVE` a doubling, evenly on a logarithmic axis."""
+    counts = []
+    count = low * 2 ** (1 / PER_OCTAVE)
+    while round(count) < high:
+        counts.append(round(count))
+        count *= 2 ** (1 / PER_OCTAVE)
+    return [each for each in dict.fromkeys(counts) if low < each and each not in HELD_OUT]
 
-    Both were timed at both counts. On logarithmic axes the times are taken for straight lines between the two, which
-    cross where neither leads; if neither leads at either end, the geometric midpoint.
+
+def distinct(configs: Sequence[Config]) -> list[Config]:
+    """Configs without repetitions, in order."""
+    return list({config_key(config): config for config in configs}.values())
+
+
+def fill_in(buckets: Sequence[TunedBucket], default: Config, race: Race) -> list[TunedBucket]:
+    """Buckets that serve the counts between tuned ones by the winner that is fastest there.
 
     Args:
-        low: Token count the first config won at.
-        high: Token count the second config won at, above ``low``.
-        lead_at_low: Time of the second config over that of the first, at ``low``.
-        lead_at_high: Time of the first config over that of the second, at ``high``.
+        buckets: One a tuned count, ascending.
+        default: The default config, which may serve too.
+        race: Times configs at a count.
+
+    Returns:
+        The buckets with other edges, and further ones where a third config is faster than both neighbours.
     """
-    before, after = max(math.log(lead_at_low), 0.0), max(math.log(lead_at_high), 0.0)
-    share = before / (before + after) if before + after > 0 else 0.5
-    return min(int(low * (high / low) ** share), high - 1)
+    configs = distinct([default, *(bucket.config for bucket in buckets)])
+    # Each bucket with the first and the last count at which it was found to be the one to serve.
+    served: list[tuple[TunedBucket, int, int]] = []
+    for low, high in itertools.pairwise(buckets):
+        between = counts_between(low.tokens, high.tokens)
+        found = {count: _fastest(race(count, configs), configs, low, high, default) for count in between}
+        runs = [list(run) for _, run in itertools.groupby(found, key=lambda count: config_key(found[count][0]))]
+        first = last = low.tokens
+        if served and served[-1][0] is low:
+            first = served.pop()[1]
+        if runs and config_key(found[runs[0][0]][0]) == config_key(low.config):
+            last = runs.pop(0)[-1]
+        served.append((low, first, last))
+        first = high.tokens
+        if runs and config_key(found[runs[-1][0]][0]) == config_key(high.config):
+            first = runs.pop()[0]
+        served += [(TunedBucket(run[0], None, *found[run[0]]), run[0], run[-1]) for run in runs]
+        served.append((high, first, high.tokens))
+    if not served:
+        return list(buckets)
+    # Geometric midpoints, as between tuned counts.
+    edges = [min(int((last * first) ** 0.5), first - 1) for (_, _, last), (_, first, _) in itertools.pairwise(served)]
+    return [
+        TunedBucket(bucket.tokens, edge, bucket.config, bucket.fields)
+        for (bucket, _, _), edge in zip(served, [*edges, None], strict=True)
+    ]
 
 
-def edges_from_times(tokens: Sequence[int], times: Sequence[Mapping[int, float]]) -> list[int | None]:
-    """Last token count of each bucket, None for the last bucket.
+def _fastest(
+    times: Mapping[str, float], configs: Sequence[Config], low: TunedBucket, high: TunedBucket, default: Config
+) -> tuple[Config, dict[str, Any]]:
+    """Who serves a count, and its evidence: a neighbour's winner if it is as fast as any."""
+    able = [config for config in configs if config_key(config) in times]
+    best = min(able, key=lambda config: times[config_key(config)])
+    for neighbour in (low.config, high.config):
+        if times.get(config_key(neighbour), float("inf")) <= times[config_key(best)] * (1 + MARGIN):
+            best = neighbour
+            break
+    fields = {
+        "median_us": round(times[config_key(best)], 3),
+        "default_us": round(times[config_key(default)], 3),
+        "margin": MARGIN,
+    }
+    return best, fields
+
+
+def held_out_regret(
+    buckets: Sequence[TunedBucket], rivals: Callable[[int], Sequence[Config]], race: Race
+) -> dict[str, float]:
+    """What token counts that were never tuned lose.
 
     Args:
-        tokens: Token counts that were tuned, ascending.
-        times: Of the winner at each of them: microseconds by token count, its own and its neighbours' at least.
+        buckets: Winners by token count, ascending.
+        rivals: What might have won at a count.
+        race: Times configs at a count.
+
+    Returns:
+        By count, as text: the time of the config that serves it over the fastest of all, less 1.
     """
-    edges: list[int | None] = []
-    for (low, first), (high, second) in itertools.pairwise(zip(tokens, times, strict=True)):
-        edges.append(crossing(low, high, second[low] / first[low], first[high] / second[high]))
-    return [*edges, None]
+    regrets = {}
+    for count in HELD_OUT:
+        if buckets[0].tokens < count < buckets[-1].tokens:
+            serving = next(b for b in buckets if b.max_tokens is None or count <= b.max_tokens).config
+            times = race(count, distinct([serving, *(bucket.config for bucket in buckets), *rivals(count)]))
+            if config_key(serving) in times:
+                regrets[str(count)] = round(times[config_key(serving)] / min(times.values()) - 1, 4)
+    return regrets

@@ -8,19 +8,19 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
 
 from tunegen.codegen.render import template_hash
-from tunegen.configs import TunedBucket, TunedEntry, bucket_edges
+from tunegen.configs import TunedEntry, bucket_edges
 from tunegen.errors import CompileError, TunegenError
 from tunegen.ops import Config, Problem, config_key, get_family
 from tunegen.search.effects import idle_knobs
 from tunegen.search.evaluators import Evaluator
 from tunegen.search.proposals import Proposer, objectives, token_groups
-from tunegen.search.record import Heart, Outcome, Record
+from tunegen.search.record import Heart, Outcome, Record, Winners
 from tunegen.search.warm import warm_start
 
 DEFAULT_TOKENS = tuple(1 << exponent for exponent in range(15))
@@ -204,16 +204,16 @@ class _Search:
         """The winners."""
         evaluator, tokens = self.evaluator, list(self.plan.tokens)
         good = [outcome for outcome in self.outcomes.values() if not outcome.failure]
-        buckets: list[TunedBucket] | None = self.record.decision(good)
-        if buckets is None:
+        winners = self.record.decision(good)
+        if winners is None:
             choice = evaluator.choose(self.problem, good, bucket_edges(tokens))
             for failed in choice.failures:
                 self.record.condemn(failed)
                 self.outcomes[config_key(failed.config)] = failed
                 self.reporter.rejected(self.problem, failed)
             good = [outcome for outcome in self.outcomes.values() if not outcome.failure]
-            buckets = self.record.decide(good, choice.buckets)
-        return TunedEntry(
+            winners = self.record.decide(good, Winners(choice.buckets, choice.held_out_regret))
+        entry = TunedEntry(
             op=self.problem.op,
             target=evaluator.target.name,
             device=evaluator.device,
@@ -224,8 +224,10 @@ class _Search:
             template_hash=template_hash(get_family(self.problem.op).template),
             environment=evaluator.environment,
             trials=len(good),
-            buckets=buckets,
+            buckets=winners.buckets,
+            held_out_regret=winners.held_out_regret,
         )
+        return replace(entry, kernels_hash=entry.rendered_hash())
 
 
 def _since_improvement(told: list[list[float] | None]) -> int:

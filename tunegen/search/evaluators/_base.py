@@ -7,7 +7,7 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,12 +31,14 @@ class Choice:
     """The winners of a problem.
 
     Attributes:
-        buckets: One a token count.
+        buckets: One a token count, and those between.
         failures: Configs that turned out to be unusable only now, with the reason.
+        held_out_regret: See `tunegen.configs.TunedEntry`.
     """
 
     buckets: list[TunedBucket]
     failures: list[Outcome]
+    held_out_regret: dict[str, float] = field(default_factory=dict)
 
 
 class Evaluator(ABC):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tunegen.evaluate import measure, trial
 from tunegen.evaluate.conformance import fewest_lanes_per_row
 from tunegen.evaluate.isolated import IsolatedPool, TaskFailedError, TimeLimit
 from tunegen.ops import Config, Problem, config_key, get_family
+from tunegen.search.buckets import fill_in, held_out_regret
 from tunegen.search.decide import decide
 from tunegen.search.evaluators._base import Choice, Evaluator
 from tunegen.search.evaluators._compilation import Compilation
@@ -48,11 +50,12 @@ class MeasuredEvaluator(Evaluator):
     # What a trial or a bucket's final may take before it is known what others take, and at least.
     run_seconds = (180.0, 20.0)
     # What the workers run; module-level functions, imported by name.
-    start, look, probe, contest, forget = (
+    start, look, probe, contest, race, forget = (
         staticmethod(trial.start),
         staticmethod(trial.look),
         staticmethod(trial.probe),
         staticmethod(trial.contest),
+        staticmethod(trial.race),
         staticmethod(trial.forget),
     )
 
@@ -176,7 +179,25 @@ class MeasuredEvaluator(Evaluator):
             for broken, reason in final.failures:
                 failures[config_key(broken)] = Outcome(broken, {}, reason, good[config_key(broken)].details)
             buckets.append(TunedBucket(tokens, edge, config, fields))
-        return Choice(buckets, list(failures.values()))
+
+        def race(count: int, configs: Sequence[Config]) -> dict[str, float]:
+            final = _Final(self, problem, default, count, [])
+            times = final.race([config for config in configs if config_key(config) not in failures])
+            for broken, reason in final.failures:
+                failures[config_key(broken)] = Outcome(broken, {}, reason, good[config_key(broken)].details)
+            return times
+
+        def rivals(count: int) -> list[Config]:
+            near = [max(t for t in self.tokens if t < count), min(t for t in self.tokens if t > count)]
+            return [config for tokens in near for config in finals[tokens]]
+
+        known = len(failures)
+        buckets = fill_in(buckets, default, race)
+        regret = held_out_regret(buckets, rivals, race)
+        if len(failures) > known:  # a winner broke between the counts at which it won
+            again = self.choose(problem, [o for o in outcomes if config_key(o.config) not in failures], edges)
+            return replace(again, failures=[*failures.values(), *again.failures])
+        return Choice(buckets, list(failures.values()), regret)
 
     def _distinct(self, problem: Problem, default: Config, good: list[Outcome]) -> list[Outcome]:
         """One config for each kernel: of those that are the same machine code the default, or the simplest."""
@@ -237,6 +258,27 @@ class _Final:
                     ) from error
                 continue
             return self._decide(finalists, contest)
+
+    def race(self, configs: Sequence[Config]) -> dict[str, float]:
+        """Microseconds by config; those that break the worker are found and left out."""
+        evaluator, able = self.evaluator, list(configs)
+        while able:
+            sources = [evaluator.render(self.problem, config).write(evaluator.folder) for config in able]
+            try:
+                timings = self._run(evaluator.race, tuple(sources))
+                return {config_key(c): timing.median for c, timing in zip(able, timings, strict=True)}
+            except TaskFailedError as error:
+                reasons = [self._probe(source) for source in sources]
+                broken = [(config, reason) for config, reason in zip(able, reasons, strict=True) if reason]
+                self.failures += broken
+                if self.default in [config for config, _ in broken]:
+                    raise CompileError(
+                        f"The default config of {self.problem} cannot be timed at {self.tokens} tokens: {error}"
+                    ) from error
+                # Where each is well alone and all together are not, fewer are tried.
+                left = len(able) if broken else len(able) // 2
+                able = [config for config, reason in zip(able, reasons, strict=True) if not reason][:left]
+        return {}
 
     def _run(self, task: Any, *args: Any) -> Any:
         gpu = self.evaluator._gpu(self.problem)
