@@ -28,8 +28,8 @@ TOKENS = (0, 1, 3, 17, 33, 256)
 # The interpreter takes about 5 ms a segment of a program: what has more of them is left to the GPU. 17 tokens of the
 # largest hidden size are within it in wide segments, and 256 of a small one in tiles of many rows.
 SEGMENTS_INTERPRETED = 80
-# Without a GPU the executor takes 2 ms a row of 7168, and LLVM seconds for kernels of many segments. The full matrix has
-# what is left out here; `test_256_tokens` has the largest token count at every size.
+# The executor takes 2 ms a row of 7168, and LLVM seconds for a kernel of many segments. The full matrix has all of
+# them; `test_256_tokens` has the largest token count at every size.
 SEGMENTS_COMPILED = 10
 ELEMENTS_EXECUTED = 33 * 7168
 # A wide and a narrow one each.
@@ -100,9 +100,7 @@ def left_out(target: Target, case: Case, config: Config, full_matrix: bool) -> b
 
 
 @pytest.mark.parametrize("hidden_sizes", SIZES_TOGETHER, ids=str)
-def test_kernels_conform(
-    target: Target, hidden_sizes: tuple[int, ...], judge, on_gpu: bool, full_matrix: bool
-) -> None:
+def test_kernels_conform(target: Target, hidden_sizes: tuple[int, ...], judge, on_gpu: bool, full_matrix: bool) -> None:
     names = VARIANTS_IN_CI.get(target.name) if not on_gpu and not full_matrix else None
     configs: dict[Problem, dict[str, Config]] = {}
     pairs = []
