@@ -59,6 +59,7 @@ class MlaRope(Family):
 
     name = "mla_rope"
     ops = (FUNCTIONAL, INPLACE)
+    preset = ops
     sizes = SIZES
     template = "mla_rope_cache.py.jinja"
     twin_template = "mla_rope_cache_twin.py.jinja"

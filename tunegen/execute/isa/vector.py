@@ -310,6 +310,7 @@ def _table() -> dict[str, Vector]:
         "v_max_f32": _f32(2, floats.maximum),
         "v_min3_f32": _f32(3, lambda a, b, c: floats.minimum(floats.minimum(a, b), c)),
         "v_max3_f32": _f32(3, lambda a, b, c: floats.maximum(floats.maximum(a, b), c)),
+        "v_maximum3_f32": Vector("f32", ("f32",) * 3, floats.maximum3, arch="gfx950"),
         "v_med3_f32": _f32(3, floats.median),
         "v_floor_f32": _f32(1, lambda a: floats.with_nans(np.floor(a), a)),
         "v_ceil_f32": _f32(1, lambda a: floats.with_nans(np.ceil(a), a)),
