@@ -71,8 +71,8 @@ class OneCall:
         return self.microseconds
 
 
-def prepared(changes: dict[str, Any]) -> None:
-    """Everything that needs a GPU or takes long, and what a test changes, replaced in all modules that have it."""
+def prepared(changes: dict[str, Any]) -> dict[str, Any]:
+    """What needs a GPU or takes long, and what a test changes, replaced in all modules that have it; all of it."""
     prepare()
     stand_ins = {
         "copy_bandwidth": lambda: 2e12,
@@ -91,17 +91,18 @@ def prepared(changes: dict[str, Any]) -> None:
     modules = ("line", "compare", "report", "run", "baselines", "aiter.ops")
     for module in (importlib.import_module(f"tunegen.bench.{name}") for name in modules):
         put(module, stand_ins)
+    return stand_ins
 
 
 def run_script(name: str, changes: dict[str, Any], arguments: Sequence[Any]) -> Result:
     """A table script's command, or `tunegen bench`, with some of its constants changed and a folder to import from."""
-    prepared(changes)
+    stand_ins = prepared(changes)
     sys.path.insert(0, str(changes.get("import_from", BENCHMARKS)))
     if name == "bench":
         command = importlib.import_module("tunegen.cli.bench").bench
     else:
         script = importlib.import_module(name)
-        put(script, changes)
+        put(script, stand_ins)
         command = script.main
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
