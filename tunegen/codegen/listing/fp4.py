@@ -1,9 +1,9 @@
 """Checks gfx950's conversions to E2M1 in a listing: which elements go into which nibbles, and the wait states.
 
 ``v_cvt_scalef32_pk_fp4_f32 vD, a, b, scale`` writes one byte of vD, the code of a low and that of b high, and leaves
-the others; op_sel says which byte. Four of them fill a word. The forms for bf16 and fp16 take a and b as one register. Whether each takes the two elements that belong there is
-read off the listing: every register is followed from the loads on by the place, within its load, of the element that
-it holds.
+the others; op_sel says which byte. Four of them fill a word. The forms for bf16 and fp16 take a and b as the halves of
+one register. Whether each takes the two elements that belong there is read off the listing: every register is followed
+from the loads on by the place, within its load, of the element that it holds.
 """
 
 from __future__ import annotations
@@ -66,6 +66,20 @@ class _Flow:
             return [self.halves[registers[0]][number]] if registers[0] in self.halves else []
         return sorted(self._of(registers[0]))
 
+    def _step_to_halves(self, opcode: str, written: str, sources: Sequence[list[str]]) -> bool:
+        """Follows what rounds two elements into a register, or copies such a one; False for anything else."""
+        held: list[int] = []
+        if opcode.startswith(("v_cvt_pk_bf16_f32", "v_cvt_pk_f16_f32")):
+            held = [place for source in sources for place in (sorted(self._of(source[0])) if source else [])]
+        elif opcode.startswith("v_mov_b32_e") and sources[0] and sources[0][0] in self.halves:
+            held = list(self.halves[sources[0][0]])
+        else:
+            return False
+        self._set(written, _NONE)
+        if len(held) == 2:
+            self.halves[written] = (held[0], held[1])
+        return True
+
     def step(self, instruction: Instruction) -> None:
         """Follows one instruction that is not a conversion."""
         opcode, operands = instruction.opcode, _operands(instruction)
@@ -87,16 +101,7 @@ class _Flow:
             if word in self.halves and operands[1] in ("16", "0xffff0000"):
                 self._set(written[0], frozenset({self.halves[word][half]}))
                 return
-        if opcode.startswith(("v_cvt_pk_bf16_f32", "v_cvt_pk_f16_f32")):
-            low_half, high_half = (list(self._of(source[0])) if source else [] for source in sources)
-            self._set(written[0], _NONE)
-            if len(low_half) == len(high_half) == 1:
-                self.halves[written[0]] = (low_half[0], high_half[0])
-            return
-        if opcode.startswith("v_mov_b32_e32") and sources[0] and sources[0][0] in self.halves:
-            moved = self.halves[sources[0][0]]
-            self._set(written[0], _NONE)
-            self.halves[written[0]] = moved
+        if self._step_to_halves(opcode, written[0], sources):
             return
         if opcode.startswith("v_pk_") and len(written) == 2:
             low = _bits(instruction.text, "op_sel", (0,) * len(sources))
