@@ -279,6 +279,25 @@ def test_min_max_med_of_nan() -> None:
     assert (waves.v[4] == one).all()
 
 
+def test_min_max_med_of_three_halves() -> None:
+    rng = np.random.default_rng(13)
+    waves = waves_of(4)
+    for i in (1, 2, 3):
+        with np.errstate(all="ignore"):
+            waves.v[i] = edges(rng).astype(np.float16).view(np.uint16).astype(np.uint32)
+    values = [waves.v[i].astype(np.uint16).view(np.float16).astype(np.float64) for i in (1, 2, 3)]
+    numbers = ~np.isnan(values).any(axis=0)
+    a, b, c = (np.abs(values[0]), values[1], values[2])
+    for name, expected in (
+        ("max3", np.max([a, b, c], axis=0)),
+        ("min3", np.min([a, b, c], axis=0)),
+        ("med3", np.sort([a, b, c], axis=0)[1]),
+    ):
+        run(waves, f"v_{name}_f16 v4, |v1|, v2, v3")
+        got = (waves.v[4] & 0xFFFF).astype(np.uint16).view(np.float16).astype(np.float64)
+        assert (got == expected)[numbers].all()
+
+
 @pytest.mark.parametrize("ulps", [-1, 0, 1])
 def test_approximations_are_within_their_error(ulps: int) -> None:
     rng = np.random.default_rng(4)
