@@ -44,7 +44,7 @@ def _function(pack: str, op: Op) -> str:
     returned = "None" if not returns else returns[0] if len(returns) == 1 else f"tuple[{', '.join(returns)}]"
     call = f"torch.ops.{pack}.{op.name}.default({', '.join(names)})"
     body = [f"    outputs: {returned}", f"    outputs = {call}", "    return outputs"] if returns else [f"    {call}"]
-    summary = (inspect.getdoc(type(op)) or op.name).splitlines()[0]
+    summary = (inspect.getdoc(op) or op.name).splitlines()[0]
     if type(op).check_values is not Op.check_values:
         parameters += ["    *,", "    debug: bool = False,"]
         summary += "\n\n    ``debug``: first raise OpInputError for values out of range; waits for the device.\n    "
@@ -154,6 +154,28 @@ def inductor_pass() -> Any:
 '''
 
 
+def aiter_text(manifest: Manifest, functions: str, release: str) -> str:
+    """``<pack>/compat/aiter.py`` and its like."""
+    return f'''"""AITER's fused functions, as AITER {release} has them, on the ops of {manifest.pack}.
+
+    from {manifest.pack}.compat.{"aiter" if functions == "Aiter" else "aiter_0_1_7"} import fused_rms_mxfp4_quant
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..runtime.compat.aiter import {functions}
+
+_functions = {functions}(torch.ops.{manifest.pack})
+dynamic_mxfp4_quant = _functions.dynamic_mxfp4_quant
+fused_rms_mxfp4_quant = _functions.fused_rms_mxfp4_quant
+fused_qk_rope_cat_and_cache_mla = _functions.fused_qk_rope_cat_and_cache_mla
+
+__all__ = ["dynamic_mxfp4_quant", "fused_qk_rope_cat_and_cache_mla", "fused_rms_mxfp4_quant"]
+'''
+
+
 def init_text(manifest: Manifest) -> str:
     """``<pack>/__init__.py``."""
     exports = [
@@ -208,8 +230,8 @@ def vllm_fusion_pass(graph: torch.fx.Graph) -> None:
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Modules that are imported when they are first used: they import Inductor."""
-    if name in ("fusion", "vllm_plugin"):
+    """Modules that are imported when they are first used; some import Inductor."""
+    if name in ("compat", "fusion", "vllm_plugin"):
         return import_module("." + name, __name__)
     raise AttributeError(f"module {{__name__!r}} has no attribute {{name!r}}")
 
@@ -320,6 +342,11 @@ For RoPE and the cache write, the op that updates the cache must be in the graph
 `-cc.use_inductor_graph_partition=True`, or `splitting_ops` without `vllm::unified_mla_kv_cache_update`; or call
 `{name}.vllm_plugin.register_mla_layer()` before the model is made, which needs neither. Tokens without a slot
 (padding) keep their q and k as they were, as with vLLM's own fused op.
+
+In the place of AITER's functions:
+
+    from {name}.compat import aiter    # as 0.1.20 has them; aiter_0_1_7: as 0.1.7 has them
+    (q, scales), norm, norm2, residual_out = aiter.fused_rms_mxfp4_quant(x, weight, 1e-6, res1=residual, shuffle=True)
 
 ## Contents
 
