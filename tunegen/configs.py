@@ -113,6 +113,12 @@ class TunedEntry:
         return self.buckets[-1]
 
 
+def time_of(bucket: TunedBucket) -> float:
+    """The winner's microseconds a call, measured or predicted."""
+    fields = bucket.fields
+    return float(fields["median_us"] if "median_us" in fields else fields["predicted_us"])
+
+
 def bucket_edges(tokens: list[int]) -> list[int | None]:
     """Last token count that each tuned count serves: geometric midpoints between neighbours, None at the end."""
     edges: list[int | None] = [int((low * high) ** 0.5) for low, high in itertools.pairwise(tokens)]

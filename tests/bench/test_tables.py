@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -28,10 +28,12 @@ from tunegen.bench.report import Environment
 from tunegen.configs import TunedBucket, TunedEntry, load_entries, save_entries
 from tunegen.errors import BenchError, TunegenError, UsageError
 from tunegen.evaluate import interpreter as bf16_interpreter
+from tunegen.evaluate.conformance import Case
 from tunegen.evaluate.measure import Timing
 from tunegen.oppack import emit_pack
 from tunegen.ops import FAMILIES, Family, Problem, get_family
 from tunegen.runtime.families import OPS
+from tunegen.runtime.families.recipe import RECIPES
 from tunegen.targets import Device, get_target
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -60,7 +62,7 @@ class OneCall:
 
     made = 0
 
-    def __init__(self, run: Callable[[int], None], sets: int = 2) -> None:
+    def __init__(self, run: Callable[[int], None], sets: int = 2, calls: int | None = None) -> None:
         OneCall.made += 1
         self.microseconds = float(OneCall.made)
         run(0)
@@ -69,7 +71,7 @@ class OneCall:
         return self.microseconds
 
 
-def prepared(changes: dict[str, Any]) -> None:
+def prepared(changes: dict[str, Any]) -> dict[str, Any]:
     """Everything that needs a GPU or takes long, and what a test changes, replaced in all modules that have it."""
     prepare()
     stand_ins = {
@@ -77,6 +79,7 @@ def prepared(changes: dict[str, Any]) -> None:
         "empty_kernel_replay": lambda: OneCall(lambda _: None),
         "Workload": CpuWorkload,
         "Replay": OneCall,
+        "OnDevice": OneProcess,
         "compile_ahead": lambda problems, target: [list(timed) for _, timed in problems],  # nothing compiles here
         **changes,
     }
@@ -88,19 +91,38 @@ def prepared(changes: dict[str, Any]) -> None:
     modules = ("line", "compare", "report", "run", "baselines", "aiter.ops")
     for module in (importlib.import_module(f"tunegen.bench.{name}") for name in modules):
         put(module, stand_ins)
+    return stand_ins
 
 
 def run_script(name: str, changes: dict[str, Any], arguments: Sequence[Any]) -> Result:
     """A table script's command, or `tunegen bench`, with some of its constants changed and a folder to import from."""
-    prepared(changes)
+    stand_ins = prepared(changes)
     sys.path.insert(0, str(changes.get("import_from", BENCHMARKS)))
     if name == "bench":
         command = importlib.import_module("tunegen.cli.bench").bench
     else:
         script = importlib.import_module(name)
-        put(script, changes)
+        put(script, stand_ins)
         command = script.main
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+class OneProcess:
+    """As `tunegen.evaluate.on_device.OnDevice`, in this process."""
+
+    def __init__(self, workers: int, device: int) -> None:
+        pass
+
+    def __enter__(self) -> OneProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, path: Path, case: Case, lanes: int) -> Future[list[str]]:
+        future: Future[list[str]] = Future()
+        future.set_result(bf16_interpreter.run_task(path, case, lanes))
+        return future
 
 
 def take_one_twin(family: type[Family]) -> None:
@@ -208,11 +230,31 @@ def test_f2_table(tmp_path: Path, aiter_arguments: list[str]) -> None:
     ]
 
 
+def test_forms_table(tmp_path: Path) -> None:
+    ops = ("rmsnorm_add_mxfp4_quant", "dual_rmsnorm", "silu_mul_mxfp4_quant", "rmsnorm_fp8_group_quant")
+    sizes = {
+        "SIZES": {"hidden_size": 256, "intermediate_size": 64},
+        "TWO_SIZES": {"hidden_size": 64, "second_size": 32},
+    }
+    changes = {"TOKENS": (1, 3), "VERIFIED_TOKENS": (3,), **sizes}
+    given = [part for op in ops for part in ("--op", op)]
+    code, output = in_child("forms_table", changes, [*given, "--out", tmp_path])
+    assert code == 0, output
+    lines = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("| ")][1:]
+    forms = [*ops[:1], ops[2], ops[1], ops[3], f"{ops[0]}, shuffled", f"{ops[0]}, padded"]
+    assert [line[:2] for line in lines] == [[form, tokens] for form in forms for tokens in ("1", "3")]
+    assert [line[4] == "-" for line in lines] == [line[0] == "dual_rmsnorm" for line in lines]
+    written = json.loads((tmp_path / "forms_table.json").read_text())
+    assert [row["op"] for row in written["rows"]] == [line[0].partition(",")[0] for line in lines]
+
+
 # --- What is wrong is not timed ---
+
+ROPE_SIZES = {"num_heads": 4, "kv_lora_rank": 64, "rope_dim": 16}
 
 
 def judge_of(op: str, variant: str = "none") -> tuple[Judge, list[Any]]:
-    sizes = {"hidden_size": 96} if "mxfp4" in op else {"num_heads": 4, "kv_lora_rank": 64, "rope_dim": 16}
+    sizes = dict(zip(OPS[op].sizes, (256, 64), strict=False)) if op in RECIPES else ROPE_SIZES
     problem = Problem.of(op, sizes, variant)
     workload = CpuWorkload(problem, 5)
     # What of a line is judged.
@@ -263,6 +305,16 @@ WRONG: dict[str, tuple[str, str, Callable[..., Any], str]] = {
         "blocks of codes",
     ),
     "nothing": (*("dynamic_mxfp4_quant", "none"), lambda _, outputs: outputs, "scales"),
+    "nothing, in another form": (
+        *("rmsnorm_fp8_group_quant", "output,columns"),
+        lambda _, outputs: outputs,
+        "scales",
+    ),
+    "half of it, in another form": (
+        *("dual_rmsnorm_add_and_mxfp4_quant", "none,shuffled"),
+        lambda args, _: half_of_it("dual_rmsnorm_add_and_mxfp4_quant", args),
+        "code magnitudes",
+    ),
 }
 
 

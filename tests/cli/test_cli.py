@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-import signal
 import subprocess
 import sys
 import time
@@ -220,51 +217,3 @@ def test_measuring_needs_the_target(tmp_path: Path) -> None:
     )
     assert "--evidence measured needs a gfx942 GPU" in message
     assert "--evidence predicted" in message
-
-
-def test_tune_emit_verify(tmp_path: Path) -> None:
-    """The whole path on a small problem, with predicted evidence: what `make tune` does."""
-    out, storage = tmp_path / "tuned", f"sqlite:///{tmp_path}/studies.sqlite3"
-    arguments = [
-        "tune",
-        "--op",
-        "rmsnorm_mxfp4_quant",
-        "--hidden-size",
-        "96",
-        "--target",
-        "gfx942",
-        "--tokens",
-        "1,256",
-    ]
-    arguments += ["--evidence", "predicted", "--trials", "6", "--out", str(out), "--storage", storage]
-    with subprocess.Popen([*TUNEGEN, *arguments], stdout=-1, stderr=-1, text=True) as interrupted:
-        assert interrupted.stdout is not None and interrupted.stderr is not None
-        while "2 configs" not in interrupted.stdout.readline():
-            assert interrupted.poll() is None
-        interrupted.send_signal(signal.SIGINT)
-        assert interrupted.wait() == 130
-        said = interrupted.stderr.read()
-    assert said.startswith("Interrupted: 0 of 1 problems are done; what was evaluated is kept in sqlite:///"), said
-    first = subprocess.run([*TUNEGEN, *arguments], capture_output=True, text=True, check=True).stdout
-    assert re.search(r"up to 6 configs, [2-6] of them known from an earlier run", first)
-    assert f"wrote {out / 'gfx942' / 'rmsnorm_mxfp4_quant.json'}" in first
-    (entry,) = load_entries(out)
-    assert entry.evidence == "predicted"
-    assert entry.trials == 6
-    again = subprocess.run([*TUNEGEN, *arguments], capture_output=True, text=True, check=True).stdout
-    assert "6 of them known from an earlier run" in again
-    assert load_entries(out) == [entry]
-
-    pack = tmp_path / "pack"
-    run("emit", "--configs", str(out), "--out", str(pack), "--name", "small_pack")
-    manifest = json.loads((pack / "small_pack" / "manifest.json").read_text())
-    assert manifest["entries"][0]["evidence"] == "predicted"
-    verified = subprocess.run(
-        [*TUNEGEN, "verify", "--pack", "small_pack"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PYTHONPATH": str(pack), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
-    )
-    assert verified.returncode == 0, verified.stdout + verified.stderr
-    assert " 0 failures" in verified.stdout

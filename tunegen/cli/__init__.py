@@ -7,11 +7,12 @@ import sys
 import click
 
 from tunegen import __version__
-from tunegen.cli import bench, emit, info, inspect, render, tune, verify
+from tunegen.cli import bench, emit, info, inspect, render, report, show, tune, verify
+from tunegen.cli._group import Commands
 from tunegen.errors import TunegenError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="tunegen")
 def cli() -> None:
     """Kernels for LLM inference: rendered for the exact model, tuned on the exact GPU, emitted as a torch op pack.
@@ -27,13 +28,14 @@ for command in (
     info.models,
     info.ops,
     info.targets,
-    info.show,
+    show.show,
     render.render,
     inspect.inspect,
     tune.tune,
     emit.emit,
     verify.verify,
     bench.bench,
+    report.report,
 ):
     cli.add_command(command)
 

@@ -26,7 +26,10 @@ class OnDevice:
 
     def __init__(self, workers: int, device: int = 0) -> None:
         self._device = device
-        self._pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+        # Inputs are made on the CPU: each process with all the cores' threads would have them wait for one another.
+        self._pool = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+        )
 
     def __enter__(self) -> OnDevice:
         return self
@@ -61,17 +64,26 @@ def call_failures(pack: str, case: Case, place: torch.device) -> list[str]:
     function = getattr(getattr(torch.ops, pack), case.problem.op)
 
     def launch(outputs: Outputs, args: Arguments) -> None:
-        for output, result in zip(outputs, function(*args) or (), strict=True):
+        for output, result in zip(outputs, _outputs(function(*args)), strict=True):
             _bytes(output).copy_(_bytes(result))
 
     if not case.num_tokens:
-        return ["an output is not empty" for output in function(*make_args(case, place)) or () if output.numel()]
+        returned = _outputs(function(*make_args(case, place)))
+        return ["an output is not empty" for output in returned if output.numel()]
     # A lane alone is the longest sum there is: the bound holds for any kernel, and for the reference.
     return run_case(launch, case, place, 32)
 
 
+def _outputs(returned: Outputs | torch.Tensor | None) -> Outputs:
+    """What an op returned, as a tuple: torch gives a single output as it is, and None for none."""
+    if isinstance(returned, torch.Tensor):
+        return (returned,)
+    return returned or ()
+
+
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(torch.uint8)
+    """The elements as integers: whatever they are, they are copied as they are, and scales may be transposed."""
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 
 def _call(device: int, pack: str, case: Case) -> list[str]:

@@ -113,7 +113,7 @@ class Dispatcher:
             outputs = op.allocate(*args)
             compiled = op.launch(kernel, selector.units, outputs, *args)
             if description is not None and describe(outputs)[2]:
-                self._plan(description, make_plan(op, kernel, compiled, selector.units, args, index))
+                self._plan(description, make_plan(op, kernel, compiled, selector.units, outputs, args, index))
         return self._returned(outputs)
 
     def _plan(self, description: tuple[Any, ...], plan: Plan | None) -> None:

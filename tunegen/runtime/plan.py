@@ -50,7 +50,7 @@ class Plan:
     """How calls of one description are launched.
 
     Attributes:
-        outputs: Shape and dtype of each.
+        outputs: Shape, strides and dtype of each.
         device: Where they go.
         index: Index of that device.
         launch: Triton's compiled kernel with its grid; takes all parameters of the kernel, tensors as addresses.
@@ -59,7 +59,7 @@ class Plan:
         stream: The current stream of a device.
     """
 
-    outputs: tuple[tuple[torch.Size, torch.dtype], ...]
+    outputs: tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]
     device: torch.device
     index: int
     launch: Callable[..., None]
@@ -70,7 +70,7 @@ class Plan:
     def allocate(self) -> tuple[torch.Tensor, ...]:
         """Uninitialised outputs."""
         device = self.device
-        return tuple([torch.empty(shape, dtype=dtype, device=device) for shape, dtype in self.outputs])
+        return tuple([torch.empty_strided(*form, dtype=dtype, device=device) for *form, dtype in self.outputs])
 
     def run(self, pointers: list[int]) -> tuple[torch.Tensor, ...] | None:
         """Launches the kernel on the current stream of the device, which must be the current one.
@@ -106,7 +106,15 @@ class _Recorder:
         return record
 
 
-def make_plan(op: Op, kernel: Kernel, compiled: Any, units: int, args: tuple[Any, ...], index: int) -> Plan | None:
+def make_plan(
+    op: Op,
+    kernel: Kernel,
+    compiled: Any,
+    units: int,
+    outputs: tuple[torch.Tensor, ...],
+    args: tuple[Any, ...],
+    index: int,
+) -> Plan | None:
     """The plan for calls like one that has just been launched.
 
     Args:
@@ -114,6 +122,7 @@ def make_plan(op: Op, kernel: Kernel, compiled: Any, units: int, args: tuple[Any
         kernel: The kernel that it was launched with.
         compiled: What the launch of ``kernel.function`` returned.
         units: Compute units of the device.
+        outputs: The call's.
         args: The call's, defaults filled in; all aligned.
         index: Its device.
 
@@ -127,17 +136,12 @@ def make_plan(op: Op, kernel: Kernel, compiled: Any, units: int, args: tuple[Any
         return None
     # Tensors without data, each with a storage of its own: two arguments of the call may be one tensor, those of the
     # next call need not.
-    sources = tuple(
-        torch.empty_strided(arg.shape, arg.stride(), dtype=arg.dtype, device="meta")
-        if isinstance(arg, torch.Tensor)
-        else arg
-        for arg in args
-    )
-    outputs = op.allocate(*sources)
-    tensors = [*(source for source in sources if isinstance(source, torch.Tensor)), *outputs]
+    sources = tuple(_without_data(arg) if isinstance(arg, torch.Tensor) else arg for arg in args)
+    results = tuple(_without_data(output) for output in outputs)
+    tensors = [*(source for source in sources if isinstance(source, torch.Tensor)), *results]
     places = {_storage(tensor): place for place, tensor in enumerate(tensors)}
     recorder = _Recorder()
-    op.launch(replace(kernel, function=recorder), units, outputs, *sources)
+    op.launch(replace(kernel, function=recorder), units, results, *sources)
     indices: list[int] = []
     constants: list[Any] = []
     for arg in recorder.args:
@@ -147,7 +151,7 @@ def make_plan(op: Op, kernel: Kernel, compiled: Any, units: int, args: tuple[Any
             indices.append(len(tensors) + len(constants))
             constants.append(arg)
     return Plan(
-        outputs=tuple((output.shape, output.dtype) for output in outputs),
+        outputs=tuple((output.shape, output.stride(), output.dtype) for output in outputs),
         device=torch.device(args[0].device),
         index=index,
         launch=compiled[(*recorder.grid, 1, 1)],
@@ -155,6 +159,10 @@ def make_plan(op: Op, kernel: Kernel, compiled: Any, units: int, args: tuple[Any
         constants=tuple(constants),
         stream=driver.active.get_current_stream,
     )
+
+
+def _without_data(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def _storage(tensor: torch.Tensor) -> int:

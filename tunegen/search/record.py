@@ -22,7 +22,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from tunegen.configs import TunedBucket
-from tunegen.ops import Config, Problem, config_key
+from tunegen.ops import Config, Problem, config_key, get_family
 from tunegen.search.storage import HEARTBEAT_SECONDS
 from tunegen.targets import Target
 
@@ -169,6 +169,14 @@ class Record:
         about = {"op": problem.op, "shape": problem.sizes, "variant": problem.rounding, "target": target.name}
         if "about" not in self._study.user_attrs:
             self._study.set_user_attr("about", {**about, "circumstances": circumstances})
+            if num_objectives == len(tokens):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                    self._study.set_metric_names([f"time over default, {count} tokens" for count in tokens])
+        self._distributions = {
+            knob.name: optuna.distributions.CategoricalDistribution(knob.choices)
+            for knob in get_family(problem.op).knobs(problem, target)
+        }
 
     def load(self) -> list[Outcome]:
         """Everything recorded so far, by anyone, in the order of the claims."""
@@ -205,9 +213,16 @@ class Record:
             most: Distinct configs that the study shall have, everyone's together.
         """
         for config in configs:
-            # The config is an attribute and no parameters: those take optuna's databases many queries each.
+            # The config is what is read back. As parameters it is for optuna's own tools, such as its dashboard; they
+            # take 7 ms a trial in SQLite. A value that is none of the choices, of an older winner say, is left out.
             attributes = {"config": config, "owner": _owner(), "since": time.time()}
-            trial = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+            known = {k: d for k, d in self._distributions.items() if config.get(k) in d.choices}
+            trial = optuna.trial.create_trial(
+                state=TrialState.RUNNING,
+                params={name: config[name] for name in known},
+                distributions={**known},
+                user_attrs=attributes,
+            )
             identity = self._storage.create_new_trial(self._id, trial)
             self._claims[config_key(config)] = identity
             self._heart.add(identity)

@@ -48,9 +48,10 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     except UsageError:
         raise
     except Exception as error:  # SQLAlchemy has no common base for a bad URL, a missing driver, a locked file
+        reason = str(error).partition("\n")[0]
         raise UsageError(
             "--storage must be a database URL such as sqlite:///.tunegen/studies.sqlite3, journal:///FILE or"
-            f" postgresql://USER@HOST/NAME; {url!r} cannot be opened: {error}"
+            f" postgresql://USER@HOST/NAME; {url!r} cannot be opened: {reason}"
         ) from error
 
 

@@ -1,0 +1,148 @@
+"""The report's contents: what comes from where, and which files it refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from made import NORM, ROPE, aiter_of, search_of, shipped
+
+from tunegen.cli import cli
+from tunegen.errors import TunegenError, UsageError
+from tunegen.report import figures
+from tunegen.report.baselines import read_baselines
+from tunegen.report.gather import gather
+from tunegen.report.importance import importances
+from tunegen.report.page import render_page
+
+MEASURED, PREDICTED = shipped(NORM, "sm90"), shipped(NORM, "gfx950")
+
+
+def test_an_entry_has_the_search_that_it_came_from() -> None:
+    right = search_of(MEASURED)
+    elsewhere = replace(right, circumstances=[*right.circumstances[:3], "torch 9.9.9", *right.circumstances[4:]])
+    lacking = replace(right, outcomes=right.outcomes[:2])
+    (subject,) = gather([MEASURED], [elsewhere, right, lacking], [])
+    assert subject.search is not None
+    assert subject.search.outcomes == right.outcomes
+    assert {name: (g[0], g[-1]) for name, g in subject.search.groups.items()} == {
+        "decode": (1, 64),
+        "mixed": (128, 1024),
+        "prefill": (2048, 16384),
+    }
+    (alone,) = gather([MEASURED], [elsewhere], [])
+    assert alone.search is None
+    running = gather([], [search_of(PREDICTED)], [])
+    assert [(s.entry, s.evidence, s.device) for s in running] == [(None, "predicted", "AMD Instinct MI350X")]
+    assert "the search has not ended" in render_page(running)
+
+
+def test_importance_finds_the_knob_that_was_planted() -> None:
+    (subject,) = gather([MEASURED], [search_of(MEASURED, configs=120)], [])
+    assert subject.search is not None
+    shares = importances(subject.search, subject.search.tokens)
+    (first, share), (_, second), *_ = shares.items()
+    assert first == "num_warps"
+    assert share > 1.5 * second
+
+
+def test_baselines_are_of_the_same_problem_and_gpu() -> None:
+    entry = shipped(ROPE, "sm90")
+    times = aiter_of(entry)
+    (subject,) = gather([entry], [], [times])
+    assert set(subject.baselines) == {"aiter", "unfused"}
+    assert [trace["name"] for trace in figures.times_figure(subject)["data"]] == [
+        *("traffic twin", "default", "AITER", "unfused", "tuned")
+    ]
+    for other in (replace(times, device="NVIDIA B200"), replace(times, problem=NORM)):
+        (subject,) = gather([entry], [], [other])
+        assert not subject.baselines
+
+
+def test_predicted_lines_are_dashed_and_measured_ones_are_not() -> None:
+    for entry, dash in ((MEASURED, "solid"), (PREDICTED, "dash")):
+        (subject,) = gather([entry], [], [])
+        (tuned,) = (trace for trace in figures.times_figure(subject)["data"] if trace["name"] == "tuned")
+        assert tuned["line"]["dash"] == dash
+        assert tuned["line"]["color"] == f"--{entry.evidence}"
+        assert tuned["y"] == [b.fields.get("median_us", b.fields.get("predicted_us")) for b in entry.buckets]
+
+
+def test_page_says_where_winners_come_from_and_what_failed() -> None:
+    study = search_of(MEASURED)
+    first, *others = MEASURED.buckets
+    between = replace(first, fields={name: first.fields[name] for name in ("median_us", "default_us", "margin")})
+    measured = replace(MEASURED, buckets=[between, *others], held_out_regret={"24": 0.011, "3000": 0.053})
+    predicted = replace(PREDICTED, template_hash="0" * 12, kernels_hash="0" * 12)
+    page = render_page(gather([measured, predicted], [study], []))
+    assert page.count('<span class="mark measured">') == len(MEASURED.buckets)
+    assert page.count('<span class="mark predicted">') == len(PREDICTED.buckets)
+    assert page.count("raced among the winners, margin") == 1
+    assert "never tuned (24, 3,000) lose at most 5.3 %, at 3,000 tokens" in page
+    assert f"of {len(study.outcomes)}</span>" in page  # found as config N of M
+    assert page.count('<span class="chip stale">') == 1
+    failed = sum(bool(outcome.failure) for outcome in study.outcomes)
+    assert failed > 2
+    assert f"<span>{failed}</span>" in page  # of one reason, though the numbers in the messages differ
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script>alert" not in page
+    assert "<dt>triton</dt><dd>3.6.0</dd>" in page
+
+
+def test_labels_keep_their_order_and_distance() -> None:
+    placed = figures._spread_labels([10.0, 0.0, 1.0, 2.0], 14.0)
+    assert sorted(range(4), key=lambda i: placed[i]) == [1, 2, 3, 0]
+    ordered = sorted(placed)
+    assert all(b - a > 13.9 for a, b in itertools.pairwise(ordered))
+
+
+def test_baseline_files(tmp_path: Path) -> None:
+    file = tmp_path / "f3.json"
+    row = {"kv_lora_rank": 512, "num_heads": 16, "rope_dim": 64, "variant": "none", "tokens": 4}
+    rows = [{**row, "us": {"empty": 1.0, "tuned": 2.0, "aiter": 3.0}, "noise": 0.1}]
+    file.write_text(json.dumps({"device": "GPU", "rows": rows}))
+    (found,) = read_baselines(file)
+    assert (found.problem.op, found.device, found.times) == ("mla_rope_cache", "GPU", {"aiter": {4: 3.0}})
+    bench = {
+        "op": NORM.op,
+        "hidden_size": 7168,
+        "variant": "none",
+        "tokens": 4,
+        "twin": 1.0,
+        "tuned": 2.0,
+        "config": {},
+    }
+    file.write_text(json.dumps({"device": "GPU", "results": [bench]}))
+    assert read_baselines(file) == []
+    for text, message in (
+        ("{", "cannot be read"),
+        ("[]", "has no device and rows"),
+        (json.dumps({"device": "GPU", "rows": [{"op": NORM.op, "tokens": 4, "us": {"a": 1.0}}]}), "'hidden_size'"),
+        (json.dumps({"device": "GPU", "rows": [{"op": "softmax", "tokens": 4}]}), "softmax"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UsageError, match=message) as error:
+            read_baselines(file)
+        assert "benchmarks/" in str(error.value)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, ["report", "--target", "gfx950", "--op", NORM.op, "--out", "deep/page.html"])
+    assert done.exit_code == 0, done.output
+    assert done.output == "wrote deep/page.html: 5 problems, 0 with their search\n"
+    assert not (tmp_path / ".tunegen").exists()
+    for arguments, message in (
+        (["--storage", "sqlite:///nowhere.sqlite3"], "There is no storage sqlite:///nowhere.sqlite3"),
+        (["--op", "rmsnorm"], "Did you mean 'rmsnorm_mxfp4_quant'"),
+        (["--target", "gfx95"], "Did you mean 'gfx950'"),
+        (["--target", "gfx942"], "nothing to report"),
+    ):
+        failed = CliRunner().invoke(cli, ["report", *arguments])
+        assert isinstance(failed.exception, TunegenError)
+        assert message in str(failed.exception)

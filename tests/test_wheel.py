@@ -1,0 +1,159 @@
+"""The README's way from an installed wheel to a verified pack, in an empty folder of an environment of its own.
+
+Nothing of the checkout is on the path, and no GPU is there: times are predicted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import optuna
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OP = "rmsnorm_mxfp4_quant"
+TUNE = ("tune", "--op", OP, "--hidden-size", "96", "--target", "gfx942", "--tokens", "1,256", "--trials", "6")
+TUNED = ("--out", "tuned_configs", "--evidence", "predicted")
+STORAGE = "sqlite:///.tunegen/studies.sqlite3"
+
+
+class Home:
+    """An environment with the wheel, and an empty folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.environment, self.folder = root / "venv", root / "empty"
+        self.folder.mkdir()
+        self.python, self.tunegen = (str(self.environment / "bin" / name) for name in ("python", "tunegen"))
+
+    def run(self, *command: str, status: int = 0) -> str:
+        """Runs a command in the folder; returns what it said."""
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, env=self.variables)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout if status == 0 else done.stderr
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment variables: those of a login, and no GPU."""
+        path = f"{self.environment}/bin:/usr/local/bin:/usr/bin:/bin"
+        return {"PATH": path, "HOME": str(self.folder.parent), "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+
+    def pip(self, *arguments: str) -> None:
+        """Installs without an index: all that a wheel needs is in the outer environment."""
+        offline = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
+        self.run(sys.executable, "-m", "pip", "--python", self.python, "install", *offline, *arguments)
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the sdist of what git knows, as a clean clone has it."""
+    clone, out = (tmp_path_factory.mktemp(name) for name in ("clone", "dist"))
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, clone / name)
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-t", "wheel", "-d", str(out)]
+    subprocess.run(build, cwd=clone, check=True, capture_output=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def home(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    home = Home(tmp_path_factory.mktemp("home"))
+    venv.create(home.environment, with_pip=False)
+    # An environment sees the packages of the interpreter that it descends from, not those of one in between.
+    outer = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (site,) = home.environment.glob("lib/python*/site-packages")
+    (site / "outer.pth").write_text("\n".join(outer) + "\n")
+    home.pip(*map(str, distributions.glob("*.whl")))
+    assert home.run(home.python, "-c", "import tunegen; print(tunegen.__file__)").startswith(str(site))
+    return home
+
+
+def test_wheel_and_sdist_have_what_they_need(distributions: Path) -> None:
+    (wheel,), (sdist,) = distributions.glob("*.whl"), distributions.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = set(archive.namelist())
+    with tarfile.open(sdist) as tar:
+        source = {name.partition("/")[2] for name in tar.getnames()}
+    for folder in ("templates", "tuned_configs"):
+        files = {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.j*") if path.is_file()}
+        assert files
+        assert files <= source
+        assert {f"tunegen/{file}" for file in files} <= packed
+    assert {"tunegen/py.typed", "tunegen/limits/gfx950.json", "tunegen/report/page.css"} <= packed
+    assert any(name.endswith("licenses/LICENSE") for name in packed)
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "tests/test_wheel.py", "docs/concepts.md"} <= source
+
+
+def test_from_wheel_to_pack_and_report(home: Home) -> None:
+    """Tune, stopped once; emit, install, import, verify, report."""
+    tune = [home.tunegen, *TUNE, *TUNED]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(tune, cwd=home.folder, env=home.variables, text=True, **pipes) as interrupted:
+        assert interrupted.stdout is not None and interrupted.stderr is not None
+        while "2 configs" not in interrupted.stdout.readline():
+            assert interrupted.poll() is None
+        interrupted.send_signal(signal.SIGINT)
+        assert interrupted.wait() == 130
+        said = interrupted.stderr.read()
+    assert said.startswith(f"Interrupted: 0 of 1 problems are done; what was evaluated is kept in {STORAGE}"), said
+    first = home.run(*tune)
+    assert re.search(r"up to 6 configs, [2-6] of them known from an earlier run", first)
+    assert f"wrote tuned_configs/gfx942/{OP}.json" in first
+    written = (home.folder / "tuned_configs" / "gfx942" / f"{OP}.json").read_text()
+    (entry,) = json.loads(written)["entries"]
+    assert (entry["evidence"], entry["trials"]) == ("predicted", 6)
+
+    home.run(home.tunegen, "emit", "--configs", "tuned_configs", "--out", "build/pack", "--wheel")
+    home.pip("build/pack")
+    ones = "import torch, tunegen_ops; x = torch.ones(3, 96, dtype=torch.bfloat16)"
+    shapes = "[tuple(t.shape) for t in tunegen_ops.rmsnorm_mxfp4_quant(x, x[0], 1e-6)]"
+    assert home.run(home.python, "-c", f"{ones}; print({shapes})") == "[(3, 48), (3, 3)]\n"
+    assert " 0 failures" in home.run(home.tunegen, "verify", "--pack", "tunegen_ops")
+    assert home.run(home.tunegen, "report") == "wrote report.html: 1 problems, 1 with their search\n"
+    page = (home.folder / "report.html").read_text()
+    assert "Plotly" in page
+    assert "found as" in page
+    assert "another search" not in page
+
+
+def test_optuna_reads_the_studies_as_they_are(home: Home) -> None:
+    """Its dashboard shows them so: parameters, importance, names of objectives."""
+    storage = f"sqlite:///{home.folder}/.tunegen/studies.sqlite3"
+    (name,) = optuna.get_all_study_names(storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    assert study.metric_names == ["time over default, 1 tokens", "time over default, 256 tokens"]
+    assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 6
+    for trial in study.trials:
+        assert trial.params == trial.user_attrs["config"]
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator, target=lambda trial: trial.values[0])
+    assert "num_warps" in shares
+
+
+def test_a_pack_for_another_target_and_one_of_another_version(home: Home) -> None:
+    asked = home.run(home.tunegen, "verify", "--pack", "tunegen_ops", "--target", "sm90", status=1)
+    assert "There is nothing to verify for sm90: no kernels of these ops and sizes." in asked
+    explain = "print(tunegen_ops.explain('rmsnorm_mxfp4_quant', 64, device=DeviceKey('sm90', 132, 79), hidden_size=96))"
+    code = f"import tunegen_ops; from tunegen_ops.runtime.device import DeviceKey; {explain}"
+    told = home.run(home.python, "-W", "error", "-c", code)
+    assert "runs      the reference in PyTorch" in told
+    assert "tunegen_ops is not tuned for rmsnorm_mxfp4_quant, hidden_size 96, on sm90" in told
+    assert "tunegen tune" in told
+
+    (manifest,) = home.environment.glob("lib/python*/site-packages/tunegen_ops/manifest.json")
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 0'))
+    for command in ([home.tunegen, "verify", "--pack", "tunegen_ops"], [home.python, "-c", "import tunegen_ops"]):
+        said = home.run(*command, status=1)
+        assert re.search(r"manifest\.json.* must have format 1; it has 0.*tunegen emit", said), said
