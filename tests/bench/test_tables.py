@@ -72,7 +72,7 @@ class OneCall:
 
 
 def prepared(changes: dict[str, Any]) -> dict[str, Any]:
-    """Everything that needs a GPU or takes long, and what a test changes, replaced in all modules that have it."""
+    """What needs a GPU or takes long, and what a test changes, replaced in all modules that have it; all of it."""
     prepare()
     stand_ins = {
         "copy_bandwidth": lambda: 2e12,

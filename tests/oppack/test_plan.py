@@ -198,6 +198,17 @@ def test_a_plan_makes_its_device_the_current_one(
     assert entered == [-1, 2]
 
 
+def test_outputs_lie_as_the_op_has_them(package: Path, driver: RecordingDriver) -> None:
+    """Scales column by column, and those of a layout with padding."""
+    dispatcher = make_dispatcher(package, DYNAMIC)
+    for layout in ("columns", "shuffled"):
+        args = [*inputs(DYNAMIC, 5), layout]
+        planned = [dispatcher.cuda(*args) for _ in range(2)][1]
+        for output, expected in zip(planned, OPS[DYNAMIC].allocate(*args), strict=True):
+            assert (output.shape, output.stride(), output.dtype) == (expected.shape, expected.stride(), expected.dtype)
+    assert len(dispatcher._plans) == 2
+
+
 def test_plans_have_an_end(package: Path, driver: RecordingDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "MOST_PLANS", 3)
     dispatcher = make_dispatcher(package, DYNAMIC)

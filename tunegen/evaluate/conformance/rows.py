@@ -70,12 +70,12 @@ class Case:
 def make_args(case: Case, device: torch.device) -> Arguments:
     """The op's arguments; the same values on every device."""
     op = OPS[case.problem.op]
-    recipe = RECIPES[case.problem.op]
+    recipe = RECIPES.get(case.problem.op)
     generator = torch.Generator().manual_seed(case.seed)
     cpu = torch.device("cpu")
     sizes, dtype = case.problem.sizes, DTYPES[case.dtype]
     args = list(op.inputs(sizes, case.num_tokens, dtype, cpu, generator, case.problem.rounding))
-    if case.fp8:
+    if recipe and case.fp8:
         if len(recipe.layouts) > 1 and "," not in case.problem.rounding:
             args.append(recipe.layouts[0])
         args.append(getattr(torch, case.fp8))
@@ -85,7 +85,7 @@ def make_args(case: Case, device: torch.device) -> Arguments:
     if case.special:
         for i in weights:
             _make_weight_special(args[i], generator)
-        first = rows[:-1] if recipe.second else rows
+        first = rows[:-1] if recipe and recipe.second else rows
         _make_rows_special([args[i] for i in first], case.seed)
         for i in rows[len(first) :]:
             _make_rows_special([args[i]], case.seed + 1)
