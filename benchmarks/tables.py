@@ -1,144 +1,62 @@
-"""What the table scripts share: one line's kernels, ready to be timed interleaved, and AITER where there is one."""
+"""What the table scripts share: `tunegen.bench` on chosen lines, printed as Markdown as it goes."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import json
+import sys
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import click
-import torch
-import triton
 
-from tunegen.bench.aiter import Aiter, load_aiter
-from tunegen.codegen.compile import compile_kernel
-from tunegen.codegen.render import Rendered, render
-from tunegen.errors import UsageError
-from tunegen.evaluate.measure import POLICY, Replay, Timing, Workload, copy_bandwidth, time_interleaved
-from tunegen.ops import Config, Problem, get_family
-from tunegen.runtime.kernel import Kernel, load_kernel
-from tunegen.targets import Device, Target
+from tunegen import targets
+from tunegen.bench.baselines import Baseline
+from tunegen.bench.compare import Row
+from tunegen.bench.report import Environment, aiter_line, as_json, environment_of, markdown
+from tunegen.bench.run import BASELINES, aiter_if_there, run
+from tunegen.errors import TunegenError
+from tunegen.files import write_text_atomically
+from tunegen.ops import Problem
+from tunegen.paths import tuned_configs_dir
 
-KERNELS = Path("build/bench-kernels")
-ROUNDS = 41
-LOOKS = 5
+Lines = Iterable[tuple[Problem, int]]
 
 
-class Line:
-    """One problem at one token count on the current GPU: its inputs, and graphs of kernels that run on them."""
+def command(name: str, lines: Callable[[], Lines], extra: Callable[[Problem], list[Baseline]]) -> click.Command:
+    """The command of a table script, which writes NAME.json and NAME.md."""
 
-    def __init__(self, problem: Problem, target: Target, tokens: int) -> None:
-        self.problem, self.target, self.tokens = problem, target, tokens
-        self.family = get_family(problem.op)
-        self.workload = Workload(problem, tokens)
-        self.sets = len(self.workload.inputs)
+    @click.command(name)
+    @click.option("--aiter-root", type=click.Path(path_type=Path), help="Folder of an unpacked amd-aiter.")
+    @click.option("--configs", type=click.Path(path_type=Path), default=tuned_configs_dir(), show_default=True)
+    @click.option("--against", default=",".join(BASELINES), show_default=True, help="As of `tunegen bench`.")
+    @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Writes the figures here too.")
+    @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help=f"Writes {name}.json and {name}.md.")
+    def main(aiter_root: Path | None, configs: Path, against: str, json_file: Path | None, out: Path | None) -> None:
+        def write(environment: Environment, rows: list[Row]) -> None:
+            files = {json_file} if json_file else set()
+            if out:
+                out.mkdir(parents=True, exist_ok=True)
+                files.add(out / f"{name}.json")
+                write_text_atomically(out / f"{name}.md", markdown(environment, rows))
+            for file in files:
+                write_text_atomically(file, json.dumps(as_json(environment, rows), indent=1) + "\n")
 
-    def kernel(self, config: Config, twin: bool = False) -> Kernel:
-        """A config's kernel, or its traffic twin."""
-        return load_kernel(render(self.problem, self.target, config, twin=twin).write(KERNELS))
+        device = targets.present_device()
+        if device is None:
+            sys.exit("This table is measured: run it on a GPU.")
+        try:
+            aiter, why = aiter_if_there(aiter_root)
+            environment = environment_of(device, aiter_line(aiter, why), f"Configs of {configs}")
+            rows: list[Row] = []
 
-    def replay(self, config: Config, twin: bool = False) -> Replay:
-        """A graph of calls of it."""
-        return Replay(self.workload.launch(self.kernel(config, twin)), self.sets)
+            def take(row: Row) -> None:
+                rows.append(row)
+                click.echo(f"{row.problem}, {row.tokens} tokens: {row.us(row.ours):.2f}", err=True)
+                write(environment, rows)  # at once: what is measured is not lost if the rest fails
 
-    def replay_baseline(self, call: Callable[[int], Any]) -> Replay:
-        """A graph of calls of something else, which takes the number of an input set.
-
-        What a call returns is kept until the next one on its set: calls that allocate their outputs then write to as
-        many places in turn as the kernels do that are given theirs.
-        """
-        kept: list[Any] = [None] * self.sets
-
-        def run(index: int) -> None:
-            kept[index % self.sets] = call(index % self.sets)
-
-        return Replay(run, self.sets)
-
-    def best_twin(self, *timed: Config) -> Replay:
-        """The traffic twin with the fastest of its launch choices, those of the configs that are timed among them."""
-        own = [self.family.twin_of(self.problem, self.target, config) for config in timed]
-        configs = [*self.family.twin_configs(self.problem, self.target), *own]
-        twins = [self.replay(config, twin=True) for config in configs if config]
-        looks = time_interleaved(twins, LOOKS)
-        return min(zip(looks, twins, strict=True), key=lambda look: look[0].median)[1]
-
-
-def compile_ahead(problems: Iterable[tuple[Problem, Iterable[Config]]], target: Target) -> None:
-    """Compiles the kernels and twins of all lines side by side: a launch then finds them in Triton's cache."""
-    rendered: dict[str, Rendered] = {}
-    for problem, timed in problems:
-        family = get_family(problem.op)
-        configs = [family.default(problem, target), *timed]
-        own = [family.twin_of(problem, target, config) for config in configs]
-        twins = [config for config in [*family.twin_configs(problem, target), *own] if config]
-        made = [render(problem, target, c) for c in configs] + [render(problem, target, c, twin=True) for c in twins]
-        rendered |= {kernel.digest: kernel for kernel in made}
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_compile, rendered.values()))
-
-
-def _compile(rendered: Rendered) -> None:
-    compile_kernel(rendered, folder=KERNELS)
-
-
-def time_all(graphs: dict[str, Replay]) -> dict[str, Timing]:
-    """Times graphs interleaved, by name."""
-    return dict(zip(graphs, time_interleaved(list(graphs.values()), ROUNDS), strict=True))
-
-
-def noise(timings: dict[str, Timing], name: str) -> float:
-    """Relative difference that is no difference: of a kernel with itself (``<name>_again``), or half its spread."""
-    timing = timings[name]
-    return max(abs(timing.median / timings[f"{name}_again"].median - 1), timing.spread / timing.median / 2)
-
-
-def plain(timings: dict[str, Timing]) -> dict[str, dict[str, float]]:
-    """Medians and spreads, for JSON."""
-    return {
-        "us": {name: timing.median for name, timing in timings.items()},
-        "spread_us": {name: timing.spread for name, timing in timings.items()},
-    }
-
-
-def about(device: Device, aiter: Aiter | None) -> dict[str, Any]:
-    """What the figures depend on, for JSON."""
-    return {
-        "device": device.name,
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "policy": POLICY,
-        "copy_gbs": copy_bandwidth() / 1e9,
-        "aiter": aiter.origin if aiter else None,
-    }
-
-
-def headline(facts: dict[str, Any]) -> str:
-    """The same for people."""
-    return (
-        f"{facts['device']}, torch {facts['torch']}, triton {facts['triton']}, {facts['policy']};"
-        f" a device copy moves {facts['copy_gbs']:.0f} GB/s"
-    )
-
-
-def aiter_if_there(root: Path | None) -> tuple[Aiter | None, str]:
-    """AITER and a line that says which, or why it is not compared with.
-
-    Raises:
-        click.ClickException: A folder was given and has no AITER that can be used.
-    """
-    try:
-        aiter = load_aiter(root)
-    except UsageError as error:
-        if root is not None:
+            run(lines(), device, configs, aiter, against.split(","), extra=extra, said=take)
+        except TunegenError as error:
             raise click.ClickException(str(error)) from error
-        return None, f"AITER is not compared with. {error}"
-    return aiter, f"AITER: {aiter.origin}"
+        click.echo(markdown(environment, rows))
 
-
-def must_agree(what: str, failures: list[str]) -> None:
-    """Ends the run if outputs are wrong: a time of them would be one of something else."""
-    if failures:
-        raise click.ClickException(f"{what} does not compute what the op does: {'; '.join(failures)}")
+    return main

@@ -1,4 +1,6 @@
-"""Shared fixtures: where kernels run (the GPU if there is one, else the interpreter)."""
+"""Shared fixtures: where kernels run: on the GPU if there is one; else executed on the CPU from their listings, where
+the executor has the target (gfx950, gfx942), or in Triton's interpreter.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,14 @@ import pytest
 from tunegen.codegen.render import render
 from tunegen.errors import TargetError
 from tunegen.evaluate.conformance import Case, fewest_lanes_per_row
+from tunegen.evaluate.executor import Executor, executable
 from tunegen.evaluate.interpreter import Interpreter, interpretable
 from tunegen.evaluate.on_device import OnDevice
 from tunegen.ops import Config
 from tunegen.targets import Target, get_target, present_device
 
-# Two warp sizes; gfx950's own conversion is an instruction, so that its kernels are gfx942's here.
-INTERPRETED_TARGETS = ("sm90", "gfx942", "gfx950")
+# Two warp sizes, and conversions to FP4 in software and by an instruction.
+TARGETS_WITHOUT_A_GPU = ("sm90", "gfx942", "gfx950")
 
 Work = Sequence[tuple[Case, Config]]
 Judge = Callable[[Target, Work], list[str]]
@@ -34,6 +37,11 @@ def _gpu_target() -> Target | None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files of rendered kernels anew")
     parser.addoption("--exhaustive", action="store_true", help="run the check of all 2^32 fp32 patterns, on a GPU")
+    parser.addoption(
+        "--full-matrix",
+        action="store_true",
+        help="execute every config of gfx950 in every rounding, and every config variant at every size: CPU hours",
+    )
     parser.addoption("--aiter-root", type=Path, help="folder of an unpacked amd-aiter to compare with")
 
 
@@ -49,11 +57,17 @@ def exhaustive(pytestconfig: pytest.Config) -> bool:
     return bool(pytestconfig.getoption("--exhaustive"))
 
 
+@pytest.fixture(scope="session")
+def full_matrix(pytestconfig: pytest.Config) -> bool:
+    """True if all of the matrix of executed kernels is to run, not what represents it."""
+    return bool(pytestconfig.getoption("--full-matrix"))
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes ``target`` runs for that of the GPU here, or else for each that can be interpreted."""
+    """A test that takes ``target`` runs for that of the GPU here, or else for those that need none."""
     if "target" in metafunc.fixturenames:
         gpu = _gpu_target()
-        targets = [gpu] if gpu else [get_target(name) for name in INTERPRETED_TARGETS]
+        targets = [gpu] if gpu else [get_target(name) for name in TARGETS_WITHOUT_A_GPU]
         metafunc.parametrize("target", targets, ids=lambda target: target.name)
 
 
@@ -75,6 +89,14 @@ def interpreter(pytestconfig: pytest.Config) -> Iterator[Interpreter]:
     # pytest-xdist has a process a core already.
     workers = 1 if hasattr(pytestconfig, "workerinput") else os.cpu_count() or 2
     with Interpreter(workers) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def executor(pytestconfig: pytest.Config) -> Iterator[Executor]:
+    """The pool of processes that compile for a GPU that is not here and execute the listings; as above."""
+    workers = 1 if hasattr(pytestconfig, "workerinput") else os.cpu_count() or 2
+    with Executor(workers) as pool:
         yield pool
 
 
@@ -106,8 +128,17 @@ def judge(request: pytest.FixtureRequest, kernel_folder: Path, on_gpu: bool) -> 
             futures.append(pool.submit(path, case, fewest_lanes_per_row(target, config)))
         return [future.result() for future in futures]
 
+    def executed(target: Target, work: Work) -> list[list[str]]:
+        pool: Executor = request.getfixturevalue("executor")
+        futures = []
+        for case, config in work:
+            path = render(case.problem, target, config).write(kernel_folder)
+            futures.append(pool.submit(path, case, fewest_lanes_per_row(target, config), target))
+        return [future.result() for future in futures]
+
     def run(target: Target, work: Work) -> list[str]:
-        results = (on_device if on_gpu else interpreted)(target, work)
+        how = on_device if on_gpu else executed if executable(target) else interpreted
+        results = how(target, work)
         return [
             f"{case}, {config}: {failure}"
             for (case, config), found in zip(work, results, strict=True)

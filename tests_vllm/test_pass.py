@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pickle
 import subprocess
 import sys
@@ -21,10 +22,12 @@ from layers import by_vllm
 from packs import emit_for_tests
 from torch import Tensor
 from torch.fx import Graph
-from vllm.compilation.passes.inductor_pass import InductorPass, pass_context
+from vllm.compilation.passes.inductor_pass import CallableInductorPass, InductorPass, pass_context
 from vllm.compilation.passes.pass_manager import PostGradPassManager
 from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
 from vllm.config.utils import Range
+from vllm.engine.arg_utils import EngineArgs
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from tunegen.evaluate.truth.rmsnorm_mxfp4 import failures
 from tunegen.ops import Problem
@@ -52,11 +55,16 @@ def managed(config: VllmConfig) -> PostGradPassManager:
 
 
 def config_with(pack: ModuleType, how: str) -> VllmConfig:
-    given: dict[str, Any] = {
-        "name": {"inductor_passes": {KEY: f"{NAME}.vllm_fusion_pass"}},
-        "pass": {"inductor_compile_config": {KEY: pack.vllm_plugin.inductor_pass()}},
-    }[how]
-    return VllmConfig(compilation_config=CompilationConfig(mode=3, **given))
+    """vLLM's configuration with the pass named on the command line, or given."""
+    if how == "name":
+        parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+        passes = json.dumps({KEY: f"{NAME}.vllm_fusion_pass"})
+        options = ["-cc.mode=3", f"-cc.inductor_passes={passes}", "-cc.use_inductor_graph_partition=True"]
+        options += [f"-cc.pass_config.{name}=False" for name in ("fuse_allreduce_rms", "fuse_mla_dual_rms_norm")]
+        options += ["-cc.pass_config.fuse_rope_kvcache_cat_mla=False"]  # a pass that vLLM has on GPUs alone
+        return VllmConfig(compilation_config=parser.parse_args(options).compilation_config)
+    passes = {KEY: pack.vllm_plugin.inductor_pass()}
+    return VllmConfig(compilation_config=CompilationConfig(mode=3, inductor_compile_config=passes))
 
 
 @contextmanager
@@ -133,14 +141,14 @@ def test_cache_key_changes_with_the_pack(pack: ModuleType, tmp_path: Path) -> No
         f"print(CallableInductorPass({NAME}.vllm_fusion_pass).uuid(), {NAME}.vllm_plugin.inductor_pass().uuid())"
     )
 
-    def uuids(project: Path) -> list[str]:
-        ran = subprocess.run([sys.executable, "-c", code, project], check=True, capture_output=True, text=True)
-        return ran.stdout.splitlines()[-1].split(maxsplit=1)
-
-    first, same, other = (
-        uuids(emit_for_tests(tmp_path / folder, NAME, **knobs))
-        for folder, knobs in (("a", {}), ("b", {}), ("c", {"programs_per_unit": 1}))
-    )
+    first = [CallableInductorPass(pack.vllm_fusion_pass).uuid(), pack.vllm_plugin.inductor_pass().uuid()]
+    projects = [emit_for_tests(tmp_path / "same", NAME), emit_for_tests(tmp_path / "other", NAME, programs_per_unit=1)]
+    # Two processes, at once: importing vLLM takes seconds.
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, project], stdout=subprocess.PIPE, text=True)
+        for project in projects
+    ]
+    same, other = (process.communicate()[0].splitlines()[-1].split(maxsplit=1) for process in running)
     assert first == same
     assert first[0] != other[0]
     assert first[1] != other[1]

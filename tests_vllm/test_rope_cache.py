@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,9 @@ from graphs import Compiled
 from ropes import interleaved
 from test_pass import config_with, managed, run_all
 from torch import Tensor
+from torch._higher_order_ops.auto_functionalize import auto_functionalized, auto_functionalized_v2
+from torch._inductor import config as inductor_config
+from vllm.compilation.passes.fusion import mla_rope_kvcache_cat_fusion  # noqa: F401 - defines the fused op
 from vllm.forward_context import ForwardContext, override_forward_context
 from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.layers import mla
@@ -21,6 +26,8 @@ from tunegen.runtime.fusion.ops import write_cache
 NAME = "vllm_test_ops"
 H, NOPE, R, D, POSITIONS, BLOCK, HIDDEN = 4, 16, 32, 16, 64, 4, 96
 UPDATE = "rope + unified_mla_kv_cache_update -> mla_rope_cache_"
+FUNCTIONALIZED = (auto_functionalized, auto_functionalized_v2)
+WRAPPER = mla.MultiHeadLatentAttentionWrapper.__name__
 FUSED_UPDATE = "fused_rope_unified_mla_kv_cache_update -> mla_rope_cache_"
 
 
@@ -82,6 +89,19 @@ def check_outputs(compiled: Any, tokens: int) -> None:
         assert torch.equal(ours[: tokens - 2], theirs[: tokens - 2])
 
 
+@pytest.fixture
+def _h100(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pack is asked what it has for an H100: kernels of the norms, and none of RoPE."""
+    support = importlib.import_module(f"{NAME}.runtime.fusion.support").Support
+    key = importlib.import_module(f"{NAME}.runtime.device").DeviceKey("sm90", 132, 79)
+
+    def check(self: Any, op: str, variant: str, device: torch.device, **shape: int) -> None:
+        if not self._allow_reference:
+            self.check_key(op, variant, key, **shape)
+
+    monkeypatch.setattr(support, "check", check)
+
+
 def test_rope_and_update(pack: ModuleType) -> None:
     manager = managed(config_with(pack, "name"))
     report = pack.vllm_plugin.report()
@@ -96,24 +116,71 @@ def test_rope_and_update(pack: ModuleType) -> None:
     assert not {"vllm::unified_mla_kv_cache_update", "aten::index", "aten::neg"} & set(ops), ops
 
 
-def test_vllms_own_fused_op(pack: ModuleType) -> None:
-    """What vLLM's own pass leaves: the op is exchanged, with all its arguments."""
-    from vllm.compilation.passes.fusion import mla_rope_kvcache_cat_fusion  # noqa: F401 - defines the op
+def fused_by_vllm(
+    kv: Tensor, q: Tensor, positions: Tensor, table: Tensor, name: Any, scale: Tensor, cache_dtype: str = "auto"
+) -> tuple[Tensor, ...]:
+    """What vLLM's own pass makes of `model`."""
+    q = q.view(-1, H, NOPE + D).clone()
+    kv_c, k_pe = kv.split([R, D], dim=-1)
+    k_pe, q_pe = k_pe.clone(), q[..., NOPE:]
+    op = torch.ops.vllm.fused_rope_unified_mla_kv_cache_update
+    written = op(positions, q_pe, k_pe, kv_c, table, False, cache_dtype, scale, name)
+    return q * 2, k_pe * 2, written
 
-    def fused(kv: Tensor, q: Tensor, positions: Tensor, table: Tensor, name: Any, scale: Tensor) -> tuple[Tensor, ...]:
-        q = q.view(-1, H, NOPE + D).clone()
-        kv_c, k_pe = kv.split([R, D], dim=-1)
-        k_pe, q_pe = k_pe.clone(), q[..., NOPE:].clone()
-        op = torch.ops.vllm.fused_rope_unified_mla_kv_cache_update
-        written = op(positions, q_pe, k_pe, kv_c, table, False, "auto", scale, name)
-        return torch.cat((q[..., :NOPE], q_pe), dim=-1) * 2, k_pe * 2, written
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_vllms_own_fused_op(pack: ModuleType, version: int) -> None:
+    """The op is exchanged, with all its arguments, among them a part of q that it writes."""
     fusion = pack.fusion.FusionPass()
-    compiled = Compiled(fused, fusion, dynamic=None)
-    compiled.run_before = False
-    check_outputs(compiled, 33)
+    with inductor_config.patch(enable_auto_functionalized_v2=version == 2):
+        compiled = Compiled(fused_by_vllm, fusion, dynamic=None)
+        compiled.run_before = False
+        check_outputs(compiled, 33)
     assert fusion.report().counts() == {FUSED_UPDATE: 1}
     assert compiled.ops()["vllm::fused_rope_unified_mla_kv_cache_update"] == 0
+
+
+def vllm_calls(compiled: Compiled) -> list[str]:
+    """The ops of vLLM and of the pack in the graphs, functionalised or not."""
+    targets = [node.args[0] if node.target in FUNCTIONALIZED else node.target for node in compiled.nodes()]
+    names = [target._schema.name for target in targets if isinstance(target, torch._ops.OpOverload)]
+    return [name for name in names if name.startswith(("vllm::", f"{NAME}::"))]
+
+
+@pytest.mark.usefixtures("_h100")
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(("graph", "pattern"), [(model, UPDATE), (fused_by_vllm, FUSED_UPDATE)], ids=["rope", "fused"])
+def test_no_kernels_for_a_layer(pack: ModuleType, graph: Any, pattern: str, version: int) -> None:
+    """vLLM's kernels are faster than the reference in PyTorch: the graph stays as it is, unless that is asked for."""
+    args = (normal(9, R + D), normal(9, H * (NOPE + D)), torch.arange(9), normal(POSITIONS, D))
+    args += (_encode_layer_name(Layer().layer_name), torch.ones(1))
+
+    def compiled_with(fusion: Any) -> Compiled:
+        with inductor_config.patch(enable_auto_functionalized_v2=version == 2):
+            compiled = Compiled(graph, fusion, dynamic=None, run=False)
+            compiled(*args)
+        return compiled
+
+    careful, willing = pack.fusion.FusionPass(), pack.fusion.FusionPass(allow_reference=True)
+    with pytest.warns(pack.TunegenPackWarning, match="no pattern matched"):
+        left = compiled_with(careful)
+    (miss,) = careful.report().misses
+    assert miss.pattern == pattern
+    assert f"no kernels of mla_rope_cache_, num_heads {H}, kv_lora_rank {R}, rope_dim {D}, variant act" in miss.reason
+    assert left.ops() == compiled_with(None).ops()
+    assert vllm_calls(left) == ["vllm::" + pattern.split()[0 if pattern == FUSED_UPDATE else 2]]
+    assert vllm_calls(compiled_with(willing)) == [f"{NAME}::fused_rope_mla_kv_cache_update"]
+    assert willing.report().counts() == {pattern: 1}
+    assert careful.uuid() != willing.uuid()
+
+
+def test_a_cache_that_the_op_does_not_write(pack: ModuleType) -> None:
+    fusion = pack.fusion.FusionPass()
+    args = (normal(9, R + D), normal(9, H * (NOPE + D)), torch.arange(9), normal(POSITIONS, D))
+    args += (_encode_layer_name(Layer().layer_name), torch.ones(1))
+    with pytest.warns(pack.TunegenPackWarning, match="the cache is fp8_ds_mla"):
+        Compiled(lambda *given: fused_by_vllm(*given, "fp8_ds_mla"), fusion, dynamic=None, run=False)(*args)
+    assert fusion.report().matches == []
 
 
 class Linear(torch.nn.Module):
@@ -186,8 +253,8 @@ def make_wrapper(q_rank: int | None) -> Any:
 @pytest.mark.parametrize("q_rank", [None, 64])
 def test_layer(pack: ModuleType, monkeypatch: pytest.MonkeyPatch, q_rank: int | None) -> None:
     monkeypatch.setattr(mla, "MLAAttention", Attention)
-    monkeypatch.setitem(op_registry_oot, "nothing", None)
-    op_registry_oot.pop(mla.MultiHeadLatentAttentionWrapper.__name__, None)
+    monkeypatch.setitem(op_registry_oot, WRAPPER, None)  # for after the test
+    del op_registry_oot[WRAPPER]
     theirs = make_wrapper(q_rank)
     assert type(theirs) is mla.MultiHeadLatentAttentionWrapper
     for _ in range(2):
@@ -204,15 +271,16 @@ def test_layer(pack: ModuleType, monkeypatch: pytest.MonkeyPatch, q_rank: int | 
             outputs.append((wrapper(positions, x), layer.kv_cache))
     for one, other in zip(*outputs, strict=True):
         assert torch.equal(one, other)
-    op_registry_oot[mla.MultiHeadLatentAttentionWrapper.__name__] = type("Other", (), {})
+    monkeypatch.setitem(op_registry_oot, WRAPPER, type("Other", (), {}))
     with pytest.raises(RuntimeError, match="takes the place of vLLM's MultiHeadLatentAttentionWrapper already"):
         pack.vllm_plugin.register_mla_layer()
-    op_registry_oot.pop(mla.MultiHeadLatentAttentionWrapper.__name__)
 
 
-def test_layers_that_stay_vllms(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tunegen.runtime.vllm.layer import why_not
-
+def test_layers_that_stay_vllms(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    in_pack = importlib.import_module(f"{NAME}.runtime.vllm.layer")
+    why_not = functools.partial(in_pack.why_not, pack_table=pack._pack.table)
     monkeypatch.setattr(mla, "MLAAttention", Attention)
     wrapper = make_wrapper(64)
     assert why_not(wrapper) == ""
@@ -227,3 +295,7 @@ def test_layers_that_stay_vllms(pack: ModuleType, monkeypatch: pytest.MonkeyPatc
         setattr(wrapper, name, before)
     wrapper.mla_attn.kv_cache_dtype = "fp8_ds_mla"
     assert "fp8_ds_mla" in why_not(wrapper)
+    request.getfixturevalue("_h100")
+    monkeypatch.setitem(op_registry_oot, WRAPPER, in_pack.make_layer(pack._pack))
+    with pytest.warns(pack.TunegenPackWarning, match="an MLA layer stays vLLM's: .* no kernels of mla_rope_cache_"):
+        assert make_wrapper(64).not_fused_because

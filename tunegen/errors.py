@@ -54,5 +54,9 @@ class ConformanceError(TunegenError):
     """A kernel whose outputs are not those of the numerics contract."""
 
 
+class BenchError(TunegenError):
+    """Something that was to be timed computes something else."""
+
+
 class UsageError(TunegenError):
     """Options that do not fit together, or an environment that lacks what was asked for."""

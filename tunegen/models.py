@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 
 from tunegen.errors import ShapeError, UnknownNameError
-from tunegen.ops import OP_NAMES, Problem, get_family
+from tunegen.ops import OP_NAMES, PRESET_OPS, Problem, get_family
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Model:
         q_lora_rank: Width of the compressed query, normalised by q_a_layernorm; 0 if there is none.
         kv_lora_rank: Width of the compressed key/value, normalised by kv_a_layernorm.
         num_heads: Query heads.
+        intermediate_size: Width of an expert's gated activation (moe_intermediate_size).
         rope_dim: The part of a head's width that is rotated (qk_rope_head_dim).
     """
 
@@ -27,6 +28,7 @@ class Model:
     q_lora_rank: int
     kv_lora_rank: int
     num_heads: int
+    intermediate_size: int
     rope_dim: int = 64
 
     @property
@@ -39,11 +41,11 @@ class Model:
 MODELS: dict[str, Model] = {
     model.name: model
     for model in (
-        Model("deepseek-r1", 7168, 1536, 512, 128),
-        Model("deepseek-v3", 7168, 1536, 512, 128),
-        Model("deepseek-v2", 5120, 1536, 512, 128),
-        Model("deepseek-v2-lite", 2048, 0, 512, 16),
-        Model("kimi-k2", 7168, 1536, 512, 64),
+        Model("deepseek-r1", 7168, 1536, 512, 128, 2048),
+        Model("deepseek-v3", 7168, 1536, 512, 128, 2048),
+        Model("deepseek-v2", 5120, 1536, 512, 128, 1536),
+        Model("deepseek-v2-lite", 2048, 0, 512, 16, 1408),
+        Model("kimi-k2", 7168, 1536, 512, 64, 2048),
     )
 }
 
@@ -66,16 +68,29 @@ def heads_of_rank(model: Model, tensor_parallel: int) -> int:
 def problems_of(model: Model, ops: list[str] | None = None, tensor_parallel: int = 1) -> list[Problem]:
     """Every problem of one rank of a model, op by op, the widest first.
 
+    Args:
+        model: The model.
+        ops: Ops; default: `PRESET_OPS`.
+        tensor_parallel: Ranks that the heads are divided among. Experts are not: they are placed whole.
+
     Raises:
         ShapeError: The heads cannot be split evenly.
     """
     sizes: dict[str, list[int]] = {
         "hidden_size": model.norm_sizes,
+        "intermediate_size": [model.intermediate_size],
         "kv_lora_rank": [model.kv_lora_rank],
         "num_heads": [heads_of_rank(model, tensor_parallel)],
         "rope_dim": [model.rope_dim],
     }
-    return [problem for op in OP_NAMES if ops is None or op in ops for problem in problems_with(op, sizes)]
+    chosen = [op for op in OP_NAMES if op in (PRESET_OPS if ops is None else ops)]
+    # Two norms at a time are those of the compressed query and of the compressed key/value.
+    pair = {"hidden_size": [model.q_lora_rank] if model.q_lora_rank else [], "second_size": [model.kv_lora_rank]}
+    return [
+        problem
+        for op in chosen
+        for problem in problems_with(op, {**sizes, **pair} if "second_size" in get_family(op).sizes else sizes)
+    ]
 
 
 def problems_with(op: str, sizes: dict[str, list[int]]) -> list[Problem]:

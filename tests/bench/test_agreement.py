@@ -219,8 +219,13 @@ def free_index(args: Sequence[Any], slot: int) -> int:
     return slot - sum(used < slot for used in args[7].tolist())
 
 
-def test_another_layout_is_refused() -> None:
-    for variant in ("none,pe_first", "none,q_fp8"):
-        args = rope_args(variant)
-        with pytest.raises(ValueError, match="kv_c first"):
-            rope_failures(args, args[6], RopeOutputs(args[0], args[3], args[6]))
+@pytest.mark.parametrize("variant", ["none,pe_first", "none,pe_first,fp8,q_fp8", "none,neox,q_fp8"])
+def test_other_layouts(variant: str) -> None:
+    args = rope_args(variant)
+    before, outputs = left_by_reference(args, "none")
+    assert rope_failures(args, before, outputs) == []
+    for tensor, column in ((outputs.q_out[1, 2], 3), (outputs.q_out[1, 2], 70), (outputs.kv_cache[args[7][4]], 3)):
+        bits = tensor.view(torch.uint8 if tensor.element_size() == 1 else torch.int16)
+        bits[column] ^= 0x40
+        assert len(rope_failures(args, before, outputs)) == 1
+        bits[column] ^= 0x40

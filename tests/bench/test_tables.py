@@ -5,12 +5,13 @@ On a GPU they are run as they are. With ``--aiter-root`` or an installed amd-ait
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,8 +21,17 @@ import torch
 from click.testing import CliRunner, Result
 from interpreting_aiter import prepare
 
-from tunegen.configs import TunedBucket, TunedEntry, save_entries
+from tunegen import targets
+from tunegen.bench.aiter import Aiter
+from tunegen.bench.compare import Row
+from tunegen.bench.plot import plot
+from tunegen.bench.report import Environment
+from tunegen.configs import TunedBucket, TunedEntry, load_entries, save_entries
+from tunegen.errors import TunegenError, UsageError
 from tunegen.evaluate import interpreter as bf16_interpreter
+from tunegen.evaluate.conformance import Case
+from tunegen.evaluate.measure import Timing
+from tunegen.oppack import emit_pack
 from tunegen.ops import FAMILIES, Family, Problem, get_family
 from tunegen.runtime.families import OPS
 from tunegen.targets import Device, get_target
@@ -52,7 +62,7 @@ class OneCall:
 
     made = 0
 
-    def __init__(self, run: Callable[[int], None], sets: int = 2) -> None:
+    def __init__(self, run: Callable[[int], None], sets: int = 2, calls: int | None = None) -> None:
         OneCall.made += 1
         self.microseconds = float(OneCall.made)
         run(0)
@@ -61,27 +71,57 @@ class OneCall:
         return self.microseconds
 
 
-def run_script(name: str, changes: dict[str, Any], arguments: Sequence[Any]) -> Result:
-    """The script's command with some of its constants changed."""
+def prepared(changes: dict[str, Any]) -> None:
+    """Everything that needs a GPU or takes long, and what a test changes, replaced in all modules that have it."""
     prepare()
-    sys.path.insert(0, str(BENCHMARKS))
-    tables, script = importlib.import_module("tables"), importlib.import_module(name)
     stand_ins = {
-        "present_device": lambda: Device(0, "an interpreted H100", TARGET.device, TARGET),
         "copy_bandwidth": lambda: 2e12,
         "empty_kernel_replay": lambda: OneCall(lambda _: None),
         "Workload": CpuWorkload,
         "Replay": OneCall,
+        "OnDevice": OneProcess,
         "compile_ahead": lambda problems, target: [list(timed) for _, timed in problems],  # nothing compiles here
         **changes,
     }
     # Compiling for the CPU has nothing to do with the scripts.
     torch.compile = lambda function, **_: function  # type: ignore[assignment]
+    targets.present_device = lambda index=0: Device(0, "an interpreted H100", TARGET.device, TARGET)
     for family in FAMILIES:
         take_few_twins(type(family))
-    for module in (tables, script):
+    modules = ("line", "compare", "report", "run", "baselines", "aiter.ops")
+    for module in (importlib.import_module(f"tunegen.bench.{name}") for name in modules):
         put(module, stand_ins)
-    return CliRunner().invoke(script.main, [str(argument) for argument in arguments])
+
+
+def run_script(name: str, changes: dict[str, Any], arguments: Sequence[Any]) -> Result:
+    """A table script's command, or `tunegen bench`, with some of its constants changed and a folder to import from."""
+    prepared(changes)
+    sys.path.insert(0, str(changes.get("import_from", BENCHMARKS)))
+    if name == "bench":
+        command = importlib.import_module("tunegen.cli.bench").bench
+    else:
+        script = importlib.import_module(name)
+        put(script, changes)
+        command = script.main
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+class OneProcess:
+    """As `tunegen.evaluate.on_device.OnDevice`, in this process."""
+
+    def __init__(self, workers: int, device: int) -> None:
+        pass
+
+    def __enter__(self) -> OneProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, path: Path, case: Case, lanes: int) -> Future[list[str]]:
+        future: Future[list[str]] = Future()
+        future.set_result(bf16_interpreter.run_task(path, case, lanes))
+        return future
 
 
 def take_few_twins(family: type[Family]) -> None:
@@ -106,24 +146,18 @@ def in_child(name: str, changes: dict[str, Any], arguments: Sequence[Any]) -> tu
         return pool.submit(outcome, name, changes, arguments).result()
 
 
-def some_aiter(root: Path | None) -> tuple[str, str]:
-    return "a baseline", "a baseline"
+def some_aiter(root: Path | None) -> Aiter:
+    return Aiter("0", "a baseline", {})
 
 
-def facts(device: Device, aiter: str) -> dict[str, Any]:
-    return {"device": device.name, "torch": "", "triton": "", "policy": "", "copy_gbs": 1.0}
+def rotates_and_writes_no_cache(aiter: str, args: Sequence[Any], outputs: Any) -> Any:
+    return OPS["mla_rope_cache"].reference(*args[:6], args[6].clone(), *args[7:])
 
 
-def rotates_and_writes_no_cache(aiter: str, args: Sequence[Any], outputs: Sequence[torch.Tensor]) -> None:
-    kv_cache = args[6].clone()
-    for output, right in zip(outputs, OPS["mla_rope_cache"].reference(*args[:6], kv_cache, *args[7:]), strict=True):
-        output.copy_(right)
-
-
-def writes_next_slot_too(aiter: str, args: Sequence[Any], outputs: Sequence[torch.Tensor]) -> None:
-    for output, right in zip(outputs, OPS["mla_rope_cache"].reference(*args), strict=True):
-        output.copy_(right)
+def writes_next_slot_too(aiter: str, args: Sequence[Any], outputs: Any) -> Any:
+    given = OPS["mla_rope_cache"].reference(*args)
     args[6].view(-1, args[6].shape[-1])[args[7] + 1] = 0
+    return given
 
 
 def outcome(name: str, changes: dict[str, Any], arguments: Sequence[Any]) -> tuple[int, str]:
@@ -138,35 +172,55 @@ def aiter_arguments(pytestconfig: pytest.Config) -> list[str]:
     return ["--aiter-root", root] if root else []
 
 
-def table_lines(output: str) -> list[list[str]]:
-    """The cells of a table's lines, without its head."""
-    lines = [line.strip("|").split("|") for line in output.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line] for line in lines if line[0].strip().isdigit()]
+def tables(output: str) -> list[list[dict[str, str]]]:
+    """The lines of each Markdown table, by column."""
+    found: list[list[dict[str, str]]] = []
+    head: list[str] = []
+    for line in output.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            head = []
+        elif not head:
+            head = cells
+            found.append([])
+        elif cells[0] != "---":
+            found[-1].append(dict(zip(head, cells, strict=True)))
+    return found
+
+
+def tuned_rope(folder: Path) -> None:
+    sizes = {"num_heads": 4, "kv_lora_rank": 512, "rope_dim": 64}
+    entries = []
+    for op, variant, change in (("mla_rope_cache", "none", {"heads": 2}), ("mla_rope_cache_", "act", {})):
+        config = {**get_family(op).default(Problem.of(op, sizes, variant), TARGET), **change}
+        entries.append(
+            TunedEntry(
+                *(op, "sm90", TARGET.device, sizes, variant, "bfloat16", "measured"),
+                *("a template's", {}, 1, [TunedBucket(2, None, config)]),
+            )
+        )
+    save_entries(folder, entries)
 
 
 def test_f3_table(tmp_path: Path, aiter_arguments: list[str]) -> None:
-    sizes = {"num_heads": 4, "kv_lora_rank": 512, "rope_dim": 64}
-    problem = Problem.of("mla_rope_cache", sizes)
-    config = {**get_family(problem.op).default(problem, TARGET), "heads": 2}
-    entry = TunedEntry(
-        *(problem.op, "sm90", TARGET.device, sizes, "none", "bfloat16", "measured"),
-        *("a template's", {}, 1, [TunedBucket(2, None, config)]),
-    )
-    save_entries(tmp_path / "configs", [entry])
+    tuned_rope(tmp_path / "configs")
     rows = ((4, "none", (1, 3)), (4, "none,fp8", (2,)))
     given = ["--configs", tmp_path / "configs", "--out", tmp_path / "out", *aiter_arguments]
     code, output = in_child("f3_table", {"ROWS": rows}, given)
     assert code == 0, output
-    lines = table_lines(output)
-    assert [line[:3] for line in lines] == [["4", "bf16", "1"], ["4", "bf16", "3"], ["4", "fp8", "2"]]
-    assert [line[8] == "-" for line in lines] == [False, False, True]
-    assert "No measured entry for mla_rope_cache (kv_lora_rank 512, num_heads 4, rope_dim 64, none,fp8)" in output
-    compared = "AITER is not compared with." not in output
-    assert [line[6] != "-" for line in lines] == [compared] * 3
+    plain, fp8 = tables(output)
+    assert [[line["tokens"] for line in table] for table in (plain, fp8)] == [["1", "3"], ["2"]]
+    assert [line["tuned"] == "-" for line in (*plain, *fp8)] == [False, False, True]
+    assert "Not tuned for this device: the default config stands for the op." in output
+    compared = "AITER is not compared with" not in output
     assert compared >= bool(aiter_arguments)
-    assert (tmp_path / "out" / "f3_table.md").read_text() == output
+    for line in (*plain, *fp8):
+        assert ("AITER" in line) == compared
+        assert float(line["Inductor"]) > 0
+        assert float(line["unfused"]) > 0
+    assert (tmp_path / "out" / "f3_table.md").read_text() in output
     written = json.loads((tmp_path / "out" / "f3_table.json").read_text())
-    assert written["copy_gbs"] == 2000
+    assert written["environment"]["copy_gbs"] == 2000
     assert [row["tokens"] for row in written["rows"]] == [1, 3, 2]
     assert ("aiter" in written["rows"][0]["us"]) == compared
 
@@ -180,27 +234,165 @@ def test_f3_table(tmp_path: Path, aiter_arguments: list[str]) -> None:
 )
 def test_a_wrong_baseline_is_not_timed(tmp_path: Path, baseline: Any, found: str) -> None:
     save_entries(tmp_path, [])
-    changes = {"ROWS": ((4, "none", (1,)),), "aiter_if_there": some_aiter, "mla_rope_cache": baseline, "about": facts}
+    changes = {"ROWS": ((4, "none", (1,)),), "load_aiter": some_aiter, "mla_rope_cache": baseline}
     code, output = in_child("f3_table", changes, ["--configs", tmp_path])
     assert code == 1
-    assert "1 tokens: AITER does not compute what the op does: kv_cache of" in output
+    assert "1 tokens: aiter does not compute what the op does: kv_cache of" in output
     assert found in output
-    assert table_lines(output) == []
+    assert tables(output) == []
 
 
 def test_f2_table(tmp_path: Path, aiter_arguments: list[str]) -> None:
     code, output = in_child("f2_table", {"TOKENS": (1,)}, ["--json", tmp_path / "f2.json", *aiter_arguments])
     assert code == 0, output
-    lines = table_lines(output)
-    compared = "AITER is not compared with." not in output
+    compared = "AITER is not compared with" not in output
     assert compared >= bool(aiter_arguments)
-    assert [len(line) for line in lines] == [12 + 4 * compared] * 2
+    for table, fused in zip(tables(output), (True, True, False), strict=True):
+        assert len(table) == 1
+        assert (
+            {"hand-written", "unfused"} <= set(table[0]) if fused else not {"hand-written", "unfused"} & set(table[0])
+        )
+        assert {"empty", "twin", "Inductor", "default", "tuned", "of twin", "x default", "noise"} <= set(table[0])
+        assert ("AITER" in table[0]) == compared
     written = json.loads((tmp_path / "f2.json").read_text())
-    assert [row["op"] for row in written["rows"]] == ["rmsnorm_mxfp4_quant", "rmsnorm_add_mxfp4_quant"]
-    assert ("unfused" in written["rows"][0]["us"]) == compared
+    assert [row["op"] for row in written["rows"]] == [
+        *("rmsnorm_mxfp4_quant", "rmsnorm_add_mxfp4_quant", "dynamic_mxfp4_quant")
+    ]
+
+
+def test_forms_table(tmp_path: Path) -> None:
+    ops = ("rmsnorm_add_mxfp4_quant", "dual_rmsnorm", "silu_mul_mxfp4_quant", "rmsnorm_fp8_group_quant")
+    sizes = {
+        "SIZES": {"hidden_size": 256, "intermediate_size": 64},
+        "TWO_SIZES": {"hidden_size": 64, "second_size": 32},
+    }
+    changes = {"TOKENS": (1, 3), "VERIFIED_TOKENS": (3,), **sizes}
+    given = [part for op in ops for part in ("--op", op)]
+    code, output = in_child("forms_table", changes, [*given, "--out", tmp_path])
+    assert code == 0, output
+    lines = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("| ")][1:]
+    forms = [*ops[:1], ops[2], ops[1], ops[3], f"{ops[0]}, shuffled", f"{ops[0]}, padded"]
+    assert [line[:2] for line in lines] == [[form, tokens] for form in forms for tokens in ("1", "3")]
+    assert [line[4] == "-" for line in lines] == [line[0] == "dual_rmsnorm" for line in lines]
+    written = json.loads((tmp_path / "forms_table.json").read_text())
+    assert [row["op"] for row in written["rows"]] == [line[0].partition(",")[0] for line in lines]
 
 
 def test_a_folder_without_aiter_ends_a_script(tmp_path: Path) -> None:
     code, output = in_child("f3_table", {}, ["--aiter-root", tmp_path])
     assert code == 1
     assert f"must hold aiter/ops/triton; {tmp_path} does not" in output
+
+
+# --- tunegen bench ---
+
+
+def test_bench(tmp_path: Path, aiter_arguments: list[str]) -> None:
+    """All ops of a family, in place too, and every kind of output; then the same from the file that was written."""
+    tuned_rope(tmp_path / "configs")
+    files = {kind: tmp_path / f"bench.{kind}" for kind in ("json", "csv", "markdown")}
+    given = ["--num-heads", 4, "--tokens", "1,3", "--configs", tmp_path / "configs", *aiter_arguments]
+    outputs = [part for kind, file in files.items() for part in (f"--{kind}", file)]
+    code, output = in_child("bench", {}, [*given, *outputs])
+    assert code == 0, output
+    assert "mla_rope_cache_ (kv_lora_rank 512, num_heads 4, rope_dim 64, act)" in output
+    lines = list(csv.DictReader(files["csv"].open()))
+    assert {line["device"] for line in lines} == {"an interpreted H100"}
+    for op, others in (("mla_rope_cache", {"unfused"}), ("mla_rope_cache_", set())):
+        timed = {line["what"] for line in lines if line["op"] == op and line["tokens"] == "3"}
+        expected = {"empty", "twin", "default", "default_again", "tuned", "tuned_again", "compiled", *others}
+        assert expected <= timed
+        assert timed - expected <= {"aiter", "twin_same_launch"}
+    again = {kind: tmp_path / f"again.{kind}" for kind in ("json", "csv", "markdown")}
+    source = ["--from", files["json"], *(part for kind, file in again.items() for part in (f"--{kind}", file))]
+    result = CliRunner().invoke(importlib.import_module("tunegen.cli.bench").bench, [str(part) for part in source])
+    assert result.exit_code == 0, result.output
+    for kind, file in files.items():
+        assert file.read_text() == again[kind].read_text()
+
+
+def test_bench_of_a_pack(tmp_path: Path) -> None:
+    """On the CPU its op is the reference; it stands where the tuned kernel does."""
+    tuned_rope(tmp_path / "configs")
+    (entry, _) = load_entries(tmp_path / "configs", ["sm90"])
+    emit_pack([entry], tmp_path / "pack", name="a_pack", allow_stale=True)
+    (tmp_path / "none").mkdir()
+    given = ["--op", entry.op, "--num-heads", 4, "--tokens", "3", "--configs", tmp_path / "none", "--pack", "a_pack"]
+    changes = {"import_from": tmp_path / "pack"}
+    code, output = in_child("bench", changes, [*given, "--against", "", "--csv", tmp_path / "bench.csv"])
+    assert code == 0, output
+    assert "Not tuned for this device" not in output
+    lines = [line for line in csv.DictReader((tmp_path / "bench.csv").open()) if line["variant"] == "none"]
+    assert {line["what"] for line in lines} == {
+        *("empty", "twin", "twin_same_launch", "default", "default_again", "tuned", "tuned_again")
+    }
+    assert lines[0]["configs"].startswith("a_pack 0.")
+
+
+def test_bench_needs_to_know_its_baselines() -> None:
+    command = importlib.import_module("tunegen.cli.bench").bench
+    result = CliRunner().invoke(command, ["--hidden-size", "96", "--against", "aiter,cutlass"])
+    assert "--against takes any of compiled, unfused, aiter" in str(result.exception)
+    result = CliRunner().invoke(command, ["--hidden-size", "96", "--pack", "no_such_pack"])
+    assert isinstance(result.exception, TunegenError)
+
+
+# --- What is said of times ---
+
+
+def timing(*samples: float) -> Timing:
+    return Timing.of(samples)
+
+
+def row(**timings: Timing) -> Row:
+    return Row(Problem.of("dynamic_mxfp4_quant", {"hidden_size": 96}), 1, 1000, {}, timings)
+
+
+def test_a_ratio_within_noise_is_marked() -> None:
+    """By how far our kernel differs from itself, by its spread, or by the spread of the ratio."""
+    steady = timing(10.0, 10.0, 10.0, 10.0)
+    slower = timing(10.3, 10.3, 10.3, 10.3)
+    clear = row(tuned=steady, tuned_again=steady, default=slower)
+    assert (str(clear.ratio("default")), clear.noise) == ("1.03±0.00", 0.0)
+    assert (
+        str(row(tuned=steady, tuned_again=timing(9.6, 9.6, 9.6, 9.6), default=slower).ratio("default")) == "1.03±0.00~"
+    )
+    wide = timing(9.0, 9.0, 11.0, 11.0)
+    assert str(row(tuned=wide, tuned_again=wide, default=slower).ratio("default")).endswith("~")
+    assert str(row(tuned=steady, tuned_again=steady, default=wide).ratio("default")).endswith("~")
+
+
+def test_a_ratio_is_of_samples_taken_together() -> None:
+    """A clock that falls by half in the middle changes both times and not their ratio."""
+    falling = row(
+        tuned=timing(10.0, 10.0, 20.0, 20.0), tuned_again=timing(10.0, 10.0, 20.0, 20.0), twin=timing(5, 5, 10, 10)
+    )
+    ratio = falling.ratio("twin")
+    assert ratio is not None
+    assert (ratio.value, ratio.spread) == (0.5, 0.0)
+    assert falling.ratio("aiter") is None
+
+
+# --- Plots ---
+
+
+def two_rows() -> tuple[Environment, list[Row]]:
+    environment = Environment("GPU", "sm90", 132, 79, "", "", "", "", "", 1.0, "", "", "")
+    timings = {"empty": timing(1, 1), "twin": timing(2, 2), "tuned": timing(3, 3), "tuned_again": timing(3, 3)}
+    problem = Problem.of("dynamic_mxfp4_quant", {"hidden_size": 96})
+    return environment, [Row(problem, tokens, 1000, {}, timings) for tokens in (1, 64)]
+
+
+def test_plots_say_what_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UsageError, match=r"pip install tunegen\[bench\]"):
+        plot(*two_rows(), tmp_path)
+
+
+def test_plots(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib comes with the extra `bench`")
+    (path,) = plot(*two_rows(), tmp_path)
+    text = path.read_text()
+    assert path.name == "dynamic_mxfp4_quant_hidden_size96_none.svg"
+    assert text.count("microseconds a call") == 1
+    assert "twin" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -54,6 +55,23 @@ def test_gfx942_converts_in_software() -> None:
     kernel = compiled("rmsnorm_mxfp4_quant", 7168, "gfx942", {})
     assert "cvt_scalef32" not in kernel.assembly
     assert kernel.resources.shared_memory <= 64
+
+
+@pytest.mark.parametrize("name", ["gfx950", "gfx942"])
+def test_no_plus_zero_is_added_to_fp16_products(name: str) -> None:
+    """LLVM rounds a product to fp16 by v_fma_mixlo_f16, and the zero that it adds must be the kernel's -0.0."""
+    gpu = get_target(name)
+    for problem in (
+        Problem.of("rmsnorm_mxfp4_quant", {"hidden_size": 512}, "norm_output"),
+        Problem.of("mla_rope_cache", {"num_heads": 16, "kv_lora_rank": 512, "rope_dim": 64}, "act"),
+    ):
+        rendered = render(problem, gpu, get_family(problem.op).default(problem, gpu))
+        listing = compile_kernel(rendered, "float16").listing
+        assert not re.findall(r"v_fma_mix\w+ .*, 0(?: op_sel.*)?$", listing, re.MULTILINE)
+    if name == "gfx942":
+        plain = replace(rendered, source=rendered.source.replace("tl.fma(a, b, minus_zero)", "a * b"))
+        listing = compile_kernel(plain, "float16").listing
+        assert re.findall(r"v_fma_mix\w+ .*, 0(?: op_sel.*)?$", listing, re.MULTILINE)
 
 
 def test_sm100_uses_the_hardware_conversion() -> None:

@@ -576,7 +576,11 @@ def test_packed_fp32_selects_and_negates() -> None:
             waves,
             "v_pk_mul_f32 v[0:1], v[2:3], 2.0 op_sel_hi:[1,0]",
             "v_pk_mov_b32 v[6:7], v[2:3], v[4:5] op_sel:[1,0]",
+            # How LLVM negates a pair.
+            "v_pk_add_f32 v[8:9], v[2:3], 0 neg_lo:[1,1] neg_hi:[1,1]",
         )
+    assert same_floats(waves.v[8].view("f4"), -a)
+    assert same_floats(waves.v[9].view("f4"), -b)
     assert same_floats(waves.v[1].view("f4"), b * np.float32(2))
     assert (waves.v[6] == waves.v[3]).all()
     assert (waves.v[7] == waves.v[4]).all()

@@ -14,7 +14,7 @@ import torch
 from torch._guards import detect_fake_mode
 from torch._inductor import compile_fx, config
 from torch._inductor.virtualized import V
-from torch.fx import Graph, GraphModule, Interpreter
+from torch.fx import Graph, GraphModule, Interpreter, Node
 
 Model = Callable[..., Any]
 
@@ -45,6 +45,7 @@ class Compiled:
         model: The model.
         fusion: The pass, None for none.
         dynamic: As torch.compile has it.
+        run: Whether calls run the graph; else they return None for each of its outputs.
 
     Attributes:
         graphs: The graphs.
@@ -54,13 +55,13 @@ class Compiled:
         run_before: Whether the graph is run as it was, too; it must not be where it writes to what is no input.
     """
 
-    def __init__(self, model: Model, fusion: Any, dynamic: bool | None = True) -> None:
+    def __init__(self, model: Model, fusion: Any, dynamic: bool | None = True, run: bool = True) -> None:
         self.graphs: list[GraphModule] = []
         self.calls: list[Call] = []
         self.expected: Any = None
         self.written: list[Any] = []
         self.run_before = True
-        self._fusion = fusion
+        self._fusion, self._run = fusion, run
         torch._dynamo.reset()
         self._call = torch.compile(model, backend=self._backend, dynamic=dynamic, fullgraph=True)
 
@@ -89,6 +90,8 @@ class Compiled:
         def run(args: list[Any]) -> Any:
             given = list(args)
             args.clear()
+            if not self._run:
+                return [None] * len(module.graph.output_node().args[0])
             if not self.run_before:
                 return _Recorder(module, self.calls).run(*given)
             self.written = [arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in given]
@@ -98,13 +101,16 @@ class Compiled:
         run._boxed_call = True  # type: ignore[attr-defined]
         return run
 
+    def nodes(self) -> list[Node]:
+        """All nodes of the graphs."""
+        return [node for graph in self.graphs for node in graph.graph.nodes]
+
     def ops(self) -> Counter[str]:
         """How often each op is called in the graphs."""
         names: Counter[str] = Counter()
-        for graph in self.graphs:
-            for node in graph.graph.nodes:
-                if isinstance(node.target, torch._ops.OpOverload):
-                    names[node.target._schema.name] += 1
-                elif node.op == "call_function":
-                    names[getattr(node.target, "__name__", str(node.target))] += 1
+        for node in self.nodes():
+            if isinstance(node.target, torch._ops.OpOverload):
+                names[node.target._schema.name] += 1
+            elif node.op == "call_function":
+                names[getattr(node.target, "__name__", str(node.target))] += 1
         return names

@@ -7,7 +7,6 @@ from types import ModuleType
 from typing import Any
 
 import foreign_ops
-import pytest
 import torch
 from graphs import Compiled
 from layers import by_pack, by_vllm, quantise_linears
@@ -21,8 +20,8 @@ HIDDEN, Q_RANK, KV_RANK = 128, 96, 64
 NORM, ADD_NORM = "rmsnorm_mxfp4_quant", "rmsnorm_add_mxfp4_quant"
 
 
-def deepseek(apply: Any, dtype: torch.dtype) -> torch.nn.Module:
-    """DeepSeek-V3 with dense layers alone, embeddings in, hidden states out."""
+def deepseek(*applied: Any) -> torch.nn.Module:
+    """DeepSeek-V3 with dense layers alone, embeddings in, hidden states out; each by a linear layer."""
     from transformers import DeepseekV3Config
     from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Model
 
@@ -45,14 +44,15 @@ def deepseek(apply: Any, dtype: torch.dtype) -> torch.nn.Module:
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )
     torch.manual_seed(1)
-    model = DeepseekV3Model(config).eval().to(dtype)
+    model = DeepseekV3Model(config).eval().to(torch.bfloat16)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
             else:
                 parameter.mul_(5)
-    quantise_linears(model.layers, apply)
+    for layer, apply in zip(model.layers, applied, strict=True):
+        quantise_linears(layer, apply)
     return model
 
 
@@ -71,10 +71,10 @@ def fused_calls(compiled: Compiled, pack: str) -> Counter[str]:
     return counts
 
 
-@pytest.mark.parametrize("linear", ["pack", "vllm"])
-def test_deepseek_v3(pack: ModuleType, linear: str) -> None:
+def test_deepseek_v3(pack: ModuleType) -> None:
+    """A layer that calls the pack's quantiser and then one that calls vLLM's GEMM."""
     foreign_ops.define()
-    model = deepseek(by_pack(pack) if linear == "pack" else by_vllm, torch.bfloat16)
+    model = deepseek(by_pack(pack), by_vllm)
     fusion = pack.fusion.FusionPass()
 
     def forward(embeddings: Tensor) -> Tensor:
@@ -90,14 +90,17 @@ def test_deepseek_v3(pack: ModuleType, linear: str) -> None:
         assert fused_calls(compiled, pack.__name__) == {ADD_NORM: 2 * LAYERS - 1, NORM: 2 * LAYERS + 1}
         # The reference computes as the norm does, so that not a bit differs.
         assert torch.equal(got, compiled.expected[0])
-    quantiser = "dynamic_mxfp4_quant" if linear == "pack" else "gemm_with_dynamic_quant"
     # The norm of the input feeds q_a and kv_a, that after attention gate and up; q_a's and kv_a's norms one each.
+    # The first layer's input is no sum.
     assert fusion.report().counts() == {
-        f"fused_add_rms_norm -> {quantiser}": 4 * LAYERS - 2,
-        f"rms_norm -> {quantiser}": 2 * LAYERS + 2,
+        "rms_norm -> dynamic_mxfp4_quant": 4,
+        "fused_add_rms_norm -> dynamic_mxfp4_quant": 2,
+        "fused_add_rms_norm -> gemm_with_dynamic_quant": 4,
+        "rms_norm -> gemm_with_dynamic_quant": 2,
     }
     assert fusion.report().misses == []
-    assert fusion.report().others == {quantiser: 2 * LAYERS}  # o_proj and down_proj
+    # o_proj and down_proj
+    assert fusion.report().others == {"dynamic_mxfp4_quant": 2, "gemm_with_dynamic_quant": 2}
     assert len(compiled.graphs) == 1
     ops = compiled.ops()
     assert ops[f"{pack.__name__}::dynamic_mxfp4_quant"] + ops["vllm::gemm_with_dynamic_quant"] == 2 * LAYERS

@@ -92,8 +92,10 @@ def check(model: Model, compiled: Compiled, given: list[Tensor]) -> None:
         assert torch.equal(bits(ours), bits(theirs))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("name", ROPES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, torch.bfloat16) for name in ROPES), ("interleaved", torch.float16), ("fp32", torch.float16)],
+)
 def test_rope(pack: ModuleType, name: str, dtype: torch.dtype) -> None:
     rope = ROPES[name]
     table = torch.float32 if rope.fp32_table else dtype
@@ -112,21 +114,33 @@ def test_rope(pack: ModuleType, name: str, dtype: torch.dtype) -> None:
     assert not {"_C_cache_ops::concat_and_cache_mla", "_C::rotary_embedding", "aten::index", "aten::neg"} & set(ops)
 
 
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("namespace", CACHE_OPS)
-@pytest.mark.parametrize("cache", [torch.bfloat16, torch.float8_e4m3fn, torch.uint8], ids=["bf16", "fp8", "uint8"])
-def test_layers_and_caches(pack: ModuleType, namespace: str, cache: torch.dtype, version: int) -> None:
+def check_caches(pack: ModuleType, layers: int, namespace: str, cache: torch.dtype, version: int) -> None:
     kind = "auto" if cache == torch.bfloat16 else "fp8"
-    model = Model(3, rope=interleaved, namespace=namespace, dtype=torch.bfloat16, cache_dtype=kind)
+    model = Model(layers, rope=interleaved, namespace=namespace, dtype=torch.bfloat16, cache_dtype=kind)
     fusion = pack.fusion.FusionPass()
     with inductor_config.patch(enable_auto_functionalized_v2=version == 2):
         compiled = Compiled(model, fusion, dynamic=None)
-        check(model, compiled, inputs(33, 3, torch.bfloat16, torch.bfloat16, cache))
-    assert fusion.report().counts() == {FUSED: 3}
-    assert compiled.ops()["fusion_ops::mla_rope_cache"] == 3
+        check(model, compiled, inputs(33, layers, torch.bfloat16, torch.bfloat16, cache))
+    assert fusion.report().counts() == {FUSED: layers}
+    assert compiled.ops()["fusion_ops::mla_rope_cache"] == layers
     assert compiled.ops()[f"{namespace}::concat_and_cache_mla"] == 0
     written = [args[6] for name, args, _ in compiled.calls if name == "fusion_ops::mla_rope_cache"]
-    assert len({tensor.data_ptr() for tensor in written}) == 3
+    assert len({tensor.data_ptr() for tensor in written}) == layers
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("namespace", CACHE_OPS)
+def test_layers(pack: ModuleType, namespace: str, version: int) -> None:
+    check_caches(pack, 3, namespace, torch.bfloat16, version)
+
+
+@pytest.mark.parametrize(
+    ("cache", "namespace", "version"),
+    [(torch.float8_e4m3fn, "_C_cache_ops", 1), (torch.float8_e4m3fn, "fusion_ops", 2), (torch.uint8, "fusion_ops", 1)],
+    ids=["fp8-_C_cache_ops", "fp8-fusion_ops", "uint8-fusion_ops"],
+)
+def test_fp8_caches(pack: ModuleType, cache: torch.dtype, namespace: str, version: int) -> None:
+    check_caches(pack, 1, namespace, cache, version)
 
 
 # --- What is left alone ---

@@ -35,6 +35,25 @@ def load_row(
 
 
 @triton.jit
+def minus_zero_of(num_tokens):
+    """-0.0, which the compiler cannot know: for that, num_tokens might be negative."""
+    return (~num_tokens & -0x80000000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def rounded_product(a, b, minus_zero, ACT: tl.constexpr):
+    """a * b rounded to ACT, as fp32.
+
+    LLVM makes one v_fma_mixlo_f16 of a product and its rounding to fp16, which adds +0: -0 would become +0.
+    """
+    if ACT == tl.float16:
+        product = tl.fma(a, b, minus_zero)
+    else:
+        product = a * b
+    return product.to(ACT).to(tl.float32)
+
+
+@triton.jit
 def block_amax_bits(values, NUM_BLOCKS: tl.constexpr):
     """Bit pattern of the largest |value| of each 32: compared as an integer, so that NaN wins."""
     bits = values.to(tl.int32, bitcast=True) & 0x7FFFFFFF
@@ -133,6 +152,7 @@ def rmsnorm_mxfp4_quant(
     epsilon,
     PAIRS: tl.constexpr,
 ):
+    minus_zero = minus_zero_of(num_tokens)
     tile = tl.program_id(0)
     first_row = tile.to(tl.int64)
     x_row = x_ptr + first_row * x_stride
@@ -148,12 +168,12 @@ def rmsnorm_mxfp4_quant(
     sum_of_squares += tl.sum(squares_32)
     norm = tl.rsqrt(sum_of_squares * 0.010416666666666666 + epsilon)  # 1 / 96
     norm = tl.where(sum_of_squares < float("inf"), norm, float("nan"))
-    y_0 = (x_0 * norm).to(x_ptr.dtype.element_ty).to(tl.float32) * weight_0
-    y_0 = y_0.to(x_ptr.dtype.element_ty).to(tl.float32)
+    normed_0 = rounded_product(x_0, norm, minus_zero, x_ptr.dtype.element_ty)
+    y_0 = rounded_product(normed_0, weight_0, minus_zero, x_ptr.dtype.element_ty)
     amax_0 = block_amax_bits(y_0, 2)
     store_mxfp4(y_0, amax_0, q_row, scales_row, 0, 64, 2)
-    y_1 = (x_1 * norm).to(x_ptr.dtype.element_ty).to(tl.float32) * weight_1
-    y_1 = y_1.to(x_ptr.dtype.element_ty).to(tl.float32)
+    normed_1 = rounded_product(x_1, norm, minus_zero, x_ptr.dtype.element_ty)
+    y_1 = rounded_product(normed_1, weight_1, minus_zero, x_ptr.dtype.element_ty)
     amax_1 = block_amax_bits(y_1, 1)
     store_mxfp4(y_1, amax_1, q_row, scales_row, 64, 32, 2)
 

@@ -106,6 +106,138 @@ def check_opcheck() -> None:
     assert len(tested) == 11, tested
 
 
+def check_opcheck_of_forms() -> None:
+    """One op of every kind of source, quantiser and layout of scales; all are registered."""
+    from tunegen_ops.runtime.families import OPS
+
+    calls = (
+        ("dynamic_mxfp4_quant", "none,columns"),
+        ("silu_mul_mxfp4_quant", "output,shuffled"),
+        ("dual_rmsnorm", "norm_output"),
+        ("dual_rmsnorm_add_and_mxfp4_quant", "sum_output,padded"),
+        ("rmsnorm_mxfp8_quant", "none"),
+        ("rmsnorm_fp8_group_quant", "none,columns"),
+        ("rmsnorm_add_nvfp4_quant", "none"),
+    )
+    assert {name for name in OPS if not hasattr(getattr(torch.ops.tunegen_ops, name), "default")} == set()
+    for name, variant in calls:
+        op = OPS[name]
+        args = op.inputs(
+            dict.fromkeys(op.sizes, 128), 3, torch.bfloat16, torch.device("cpu"), torch.Generator(), variant
+        )
+        registered = getattr(torch.ops.tunegen_ops, name).default
+        torch.library.opcheck(registered, args, test_utils=("test_schema", "test_faketensor"))
+        made, allocated = registered(*args), op.allocate(*args)
+        assert [(t.shape, t.stride(), t.dtype) for t in made] == [(t.shape, t.stride(), t.dtype) for t in allocated]
+
+
+def check_compat_aiter_signatures() -> None:
+    """AITER's names and defaults, in both releases."""
+    import inspect
+
+    from tunegen_ops.compat import aiter, aiter_0_1_7
+
+    def parameters(function: Any) -> list[str]:
+        given = inspect.signature(function).parameters.values()
+        return [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in given]
+
+    norms = ["x1", "x1_weight", "x1_epsilon", "x2=None", "x2_weight=None", "x2_epsilon=0.0", "res1=None"]
+    norms += ["shuffle=False", "scale_shuffle_padding=False"]
+    assert parameters(aiter_0_1_7.fused_rms_mxfp4_quant) == norms
+    assert parameters(aiter.fused_rms_mxfp4_quant) == [*norms, "output_unquantized_inp1=False", "inargs=auto"]
+    assert parameters(aiter.dynamic_mxfp4_quant) == ["x", "scaling_mode=even"]
+    rope = ["q_nope", "q_pe", "k_nope", "k_pe", "kv_cache", "slot_mapping", "pos", "cos", "sin", "k_scale", "is_neox"]
+    rope += ["num_decode_toks_for_zeros=0", "apply_scale=True", "q_out=None", "decode_q_pe_out=None", "k_pe_out=None"]
+    rope += ["q_out_dtype=None"]
+    assert parameters(aiter_0_1_7.fused_qk_rope_cat_and_cache_mla) == rope
+    later = [*rope, "shuffled_kv_cache=False", "upcast_operand=False"]
+    assert parameters(aiter.fused_qk_rope_cat_and_cache_mla) == later
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> None:
+    assert one.dtype == other.dtype
+    assert torch.equal(one, other)
+
+
+def check_compat_aiter_norms() -> None:
+    """Every combination of what may be asked for, computed by the pack's ops."""
+    import tunegen_ops
+    from tunegen_ops.compat import aiter, aiter_0_1_7
+
+    x, x2, res = torch.randn(5, 256).bfloat16(), torch.randn(5, 64).bfloat16(), torch.randn(5, 256).bfloat16()
+    w, w2 = torch.randn(256).bfloat16(), torch.randn(64).bfloat16()
+    q, scales = aiter.dynamic_mxfp4_quant(x)
+    assert scales.stride() == (1, 5)
+    for one, other in zip((q, scales), tunegen_ops.dynamic_mxfp4_quant(x), strict=True):
+        same(one, other)
+    for flags in range(16):
+        given = {"res1": res} if flags & 1 else {}
+        given |= {"x2": x2, "x2_weight": w2, "x2_epsilon": 1e-5} if flags & 2 else {}
+        given |= {"shuffle": True} if flags & 4 else {}
+        (q, scales), norm, norm2, total = aiter.fused_rms_mxfp4_quant(
+            x, w, 1e-6, **given, output_unquantized_inp1=bool(flags & 8)
+        )
+        args = (x, res, w, 1e-6) if flags & 1 else (x, w, 1e-6)
+        layout = "shuffled" if flags & 4 else "rows"
+        op = tunegen_ops.rmsnorm_add_mxfp4_quant if flags & 1 else tunegen_ops.rmsnorm_mxfp4_quant
+        for one, other in zip((q, scales, total)[: 2 + (flags & 1)], op(*args, "none", layout), strict=True):
+            same(one, other)
+        assert [out is None for out in (norm, norm2, total)] == [not flags & 8, not flags & 2, not flags & 1]
+        if flags & 2:
+            same(norm2, tunegen_ops.dual_rmsnorm(x, w, 1e-6, x2, w2, 1e-5)[1])
+        if flags & 8:
+            both = tunegen_ops.rmsnorm_add_and_mxfp4_quant(x, res if flags & 1 else x * 0, w, 1e-6)
+            same(norm, both[3])
+        if not flags & 8:
+            earlier = aiter_0_1_7.fused_rms_mxfp4_quant(x, w, 1e-6, **given)
+            assert len(earlier) == 3
+            same(earlier[0][0], q)
+            assert (earlier[1] is None, earlier[2] is None) == (norm2 is None, total is None)
+
+
+def check_compat_aiter_rope() -> None:
+    """Tables as halves of one, apart and with every angle twice; outputs that are given; fp8."""
+    from tunegen_ops.compat import aiter, aiter_0_1_7
+    from tunegen_ops.runtime.families import OPS
+
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"num_heads": 2, "kv_lora_rank": 64, "rope_dim": 16}
+    for upcast, fp8 in ((False, False), (True, False), (False, True)):
+        variant = ("none" if upcast else "act") + (",fp8" if fp8 else "")
+        op = OPS["mla_rope_cache"]
+        args = op.inputs(sizes, 4, torch.bfloat16, torch.device("cpu"), generator, variant)
+        q_nope, q_pe, kv_c, k_pe, positions, table, cache, slots, k_scale, *_ = args
+        width = cache.shape[-1]
+        given = cache.clone().view(-1, 1, width)
+        expected = op.reference(*args)
+        cos, sin = table.chunk(2, -1)
+        keys = (kv_c.unsqueeze(1), k_pe.reshape(4, 1, -1), given, slots, positions)
+        for tables in (
+            (cos, sin),
+            (cos.contiguous(), sin.contiguous()),
+            [t.repeat_interleave(2, -1) for t in (cos, sin)],
+        ):
+            place = torch.empty(4, 2, 80).bfloat16()
+            out = aiter.fused_qk_rope_cat_and_cache_mla(
+                q_nope, q_pe, *keys, *tables, k_scale, False, 2, q_out=place, upcast_operand=upcast
+            )
+            assert out[0] is place
+            same(out[0], expected[0])
+            same(out[1], expected[0][:2, :, 64:])
+            same(out[2], expected[1].unsqueeze(1))
+            same(out[3], torch.zeros(2, 2, 64).bfloat16())
+            same(given.view(torch.uint8), cache.view(-1, 1, width).view(torch.uint8))
+        if not upcast:
+            more = aiter_0_1_7.fused_qk_rope_cat_and_cache_mla(q_nope, q_pe, *keys, cos, sin, k_scale, False)
+            assert (len(more), more[3] is given) == (4, True)
+            dtype = torch.float8_e4m3fn
+            more = aiter_0_1_7.fused_qk_rope_cat_and_cache_mla(
+                q_nope, q_pe, *keys, cos, sin, k_scale, False, 2, q_out_dtype=dtype
+            )
+            assert (len(more), more[0].dtype) == (5, dtype)
+            same(more[1], expected[0][:2, :, 64:])
+
+
 def check_pt2_compliant() -> None:
     import tunegen_ops  # noqa: F401
 

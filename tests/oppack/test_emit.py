@@ -40,11 +40,17 @@ def test_layout(tmp_path: Path) -> None:
         "manifest.json",
         "py.typed",
     }
+    assert {name for name in files if name.startswith("compat/")} == {
+        "compat/__init__.py",
+        "compat/aiter.py",
+        "compat/aiter_0_1_7.py",
+    }
     kernels = {name for name in files if name.startswith("kernels/")}
     assert len(kernels) == pack.kernels
-    # Two targets, two sizes, three configs; one variant of the quantisation, three and five of the norms.
-    assert pack.kernels == 2 * len(HIDDEN_SIZES) * 3 * (1 + 3 + 5)
+    # Two targets, two sizes, three configs, four layouts; one variant of the quantisation, three and five of the norms.
+    assert pack.kernels == 2 * len(HIDDEN_SIZES) * 3 * 4 * (1 + 3 + 5)
     assert sum(name.startswith("kernels/gfx950/rmsnorm_mxfp4_quant/h512_norm_output_") for name in kernels) == 3
+    assert sum("/rmsnorm_mxfp4_quant/h512_norm_output-shuffled_" in name for name in kernels) == 2 * 3
     assert [path.name for path in tmp_path.iterdir()] == ["pack"]
 
 
@@ -55,7 +61,9 @@ def test_manifest_says_which_kernel_serves_what(tmp_path: Path) -> None:
     assert (manifest.pack, manifest.version) == ("tunegen_ops", pack.version)
     assert len(manifest.entries) == len(entries)
     for entry in manifest.entries:
-        variants = {DYNAMIC: {"none"}, NORM: {"none", "output", "norm_output"}, NORM_ADD: set(ROUNDINGS)}[entry.op]
+        roundings = {DYNAMIC: ["none"], NORM: ["none", "output", "norm_output"], NORM_ADD: ROUNDINGS}[entry.op]
+        layouts = ("", ",columns", ",padded", ",shuffled")
+        variants = {rounding + layout for rounding in roundings for layout in layouts}
         assert entry.edges == [2, 16]
         for bucket in entry.buckets:
             assert set(bucket.kernels) == variants
@@ -63,7 +71,7 @@ def test_manifest_says_which_kernel_serves_what(tmp_path: Path) -> None:
                 source = (pack.package / path).read_text()
                 assert f"def {entry.op}(" in source
                 assert f"PROGRAMS_PER_UNIT = {bucket.config['programs_per_unit']}\n" in source
-                assert f"h{entry.shape['hidden_size']}_{variant}_" in path
+                assert f"h{entry.shape['hidden_size']}_{variant.replace(',', '-')}_" in path
     text = (pack.package / "manifest.json").read_text()
     assert json.loads(text)["entries"][0]["buckets"][1]["median_us"] == 2.0
     assert manifest.text() == text
@@ -73,7 +81,7 @@ def test_equal_sources_are_one_file(tmp_path: Path) -> None:
     entry = make_entry(DYNAMIC, 512, SM90)
     same = [replace(bucket, config=entry.buckets[0].config) for bucket in entry.buckets]
     pack = emit_pack([replace(entry, buckets=same)], tmp_path / "pack")
-    assert pack.kernels == 1
+    assert pack.kernels == 4  # one a layout of the scales
     buckets = read_manifest(pack.package).entries[0].buckets
     assert len({bucket.kernels["none"] for bucket in buckets}) == 1
 

@@ -19,10 +19,12 @@ from tunegen.evaluate.conformance.mla_rope import WRITTEN, Case, make_args
 from tunegen.oppack import emit_pack
 from tunegen.ops import Problem
 from tunegen.ops.mla_rope import FUNCTIONAL, INPLACE
+from tunegen.ops.rmsnorm_mxfp4 import RMSNORM_MXFP4
 from tunegen.runtime.dispatch import Selector
 from tunegen.runtime.families import OPS, mla_rope
 from tunegen.runtime.forms import is_aligned
 from tunegen.runtime.manifest import Entry, read_manifest
+from tunegen.runtime.reference.rmsnorm_mxfp4 import ROUNDINGS
 from tunegen.runtime.table import Table
 from tunegen.runtime.warmup import LARGE, LARGEST_EXAMPLE, _jobs, _misaligned, _usual
 from tunegen.targets import get_target
@@ -294,17 +296,17 @@ def other_rounding(variant: str) -> str:
     return ",".join(["act" if rounding == "none" else "none", *flags])
 
 
-def test_calls_of_the_other_family_ask_for_what_was_compiled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("op", RMSNORM_MXFP4.ops)
+def test_calls_of_the_other_family_ask_for_what_was_compiled(op: str, tmp_path: Path) -> None:
     """bfloat16 is loaded in words where rows begin on four bytes."""
-    pack = Packed(
-        emit_pack([make_entry("rmsnorm_mxfp4_quant", 96, get_target("sm90"))], tmp_path / "p").package, "sm90"
-    )
+    pack = Packed(emit_pack([make_entry(op, 96, get_target("sm90"))], tmp_path / "p").package, "sm90")
     asked = set()
-    for rounding, dtype, tokens in itertools.product(
-        ("none", "output", "norm_output"), (BFLOAT16, FLOAT16), (1, 5, 17)
-    ):
+    roundings = {"dynamic_mxfp4_quant": ("none",), "rmsnorm_mxfp4_quant": ROUNDINGS[:2] + ROUNDINGS[3:4]}
+    for rounding, dtype, tokens in itertools.product(roundings.get(op, ROUNDINGS), (BFLOAT16, FLOAT16), (1, 5, 17)):
         for start, width in ((0, 96), (0, 112), (8, 112), (1, 113), (2, 114), (1, 112)):
-            x = torch.zeros(tokens, width + 16, dtype=dtype)[:, start : start + 96]
-            args = (x, torch.ones(96, dtype=dtype), 1e-6, rounding)
-            asked.add(pack.asked(args, "rmsnorm_mxfp4_quant"))
+            args = OPS[op].inputs({"hidden_size": 96}, tokens, dtype, CPU, torch.Generator(), rounding)
+            # Rows of every tensor but the weight begin where those of a wider one do.
+            wide = torch.zeros(tokens, width + 16, dtype=dtype)[:, start : start + 96]
+            args = tuple(wide if isinstance(arg, torch.Tensor) and arg.dim() > 1 else arg for arg in args)
+            asked.add(pack.asked(args, op))
     assert asked == pack.warmed((BFLOAT16, FLOAT16), False)

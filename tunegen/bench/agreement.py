@@ -144,13 +144,11 @@ def rope_failures(args: Sequence[Any], cache_before: torch.Tensor, outputs: Rope
     """What is wrong with outputs of mla_rope_cache, whichever way the rotation was rounded; empty if nothing is.
 
     Args:
-        args: The op's arguments in schema order, with q_out in the activation dtype and kv_c first in a cache row.
+        args: The op's arguments in schema order.
         cache_before: The cache as it was, [slots, R + D].
         outputs: The baseline's, or ours.
     """
-    q_nope, q_pe, kv_c, k_pe, positions, table, _, slots, k_scale, _, q_out_dtype, is_neox, pe_first, _ = args
-    if pe_first or q_out_dtype not in (None, q_pe.dtype):
-        raise ValueError("Baselines write kv_c first and q_out in the activation dtype; this call asks for other.")
+    q_nope, q_pe, kv_c, k_pe, positions, table, _, slots, k_scale, q_scale, _, is_neox, pe_first, _ = args
     rank, (queries, tokens) = kv_c.shape[1], (q_pe.shape[0], kv_c.shape[0])
     angles = table[positions[:tokens].long()].to(torch.float64)
     q_rotated = _rotated(q_pe, angles[:queries, None], is_neox)
@@ -158,21 +156,28 @@ def rope_failures(args: Sequence[Any], cache_before: torch.Tensor, outputs: Rope
     kept = torch.zeros(tokens, dtype=torch.bool, device=slots.device)
     kept[: len(slots)] = slots >= 0
     rows = slots[slots >= 0]
-    found = _counted("q_out of q_nope", _bits(outputs.q_out[..., :rank]) != _bits(q_nope))
-    found += _outside("q_out of q_pe", outputs.q_out[..., rank:], *q_rotated, None)
+    found = _copied("q_out of q_nope", outputs.q_out[..., :rank], q_nope, q_scale)
+    found += _outside("q_out of q_pe", outputs.q_out[..., rank:], *q_rotated, q_scale)
     k_rotated = (k_rotated[0][kept], k_rotated[1][kept])
     found += _outside("k_pe_out", outputs.k_pe_out[kept], *k_rotated, None)
     # Rows are picked as bits: not every version of torch indexes fp8.
     written = _bits(outputs.kv_cache)[rows].view(cache_before.dtype)
-    if written.dtype == kv_c.dtype:
-        found += _counted("kv_cache of kv_c", _bits(written[:, :rank]) != _bits(kv_c[kept]))
-    else:
-        exact = kv_c[kept].to(torch.float64)
-        found += _outside("kv_cache of kv_c", written[:, :rank], exact, exact, k_scale)
-    found += _outside("kv_cache of k_pe", written[:, rank:], *k_rotated, k_scale)
+    rope_dim = written.shape[1] - rank
+    k_written, c_written = (written[:, :rope_dim], written[:, rope_dim:]) if pe_first else (
+        written[:, rank:], written[:, :rank])  # fmt: skip
+    found += _copied("kv_cache of kv_c", c_written, kv_c[kept], k_scale)
+    found += _outside("kv_cache of k_pe", k_written, *k_rotated, k_scale)
     others = torch.ones(cache_before.shape[0], dtype=torch.bool, device=rows.device)
     others[rows] = False
     return found + _counted("kv_cache of other slots", (_bits(outputs.kv_cache) != _bits(cache_before))[others])
+
+
+def _copied(name: str, got: torch.Tensor, source: torch.Tensor, scale: torch.Tensor | None) -> list[str]:
+    """Values that are not the source's: to the bit, or in fp8 by the scale."""
+    if got.dtype == source.dtype:
+        return _counted(name, _bits(got) != _bits(source))
+    exact = source.to(torch.float64)
+    return _outside(name, got, exact, exact, scale)
 
 
 def _rotated(values: torch.Tensor, angles: torch.Tensor, is_neox: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -42,6 +42,8 @@ def plain_console() -> Console:
 USUAL_SIZES = {"kv_lora_rank": 512, "rope_dim": 64}
 SIZE_HELP = {
     "hidden_size": "Width of a normalised row",
+    "intermediate_size": "Width of a gated activation",
+    "second_size": "Width of the row that is normalised beside another",
     "num_heads": "Query heads of a rank",
     "kv_lora_rank": "Width of the compressed key/value",
     "rope_dim": "Rotated part of a head",
@@ -60,7 +62,9 @@ def size_options(function: Function) -> Function:
 def shape_options(function: Function) -> Function:
     """--model, --tp, --op and the sizes: which problems."""
     function = size_options(function)
-    function = click.option("--op", "ops", multiple=True, help="An op; may be repeated. Default: all.")(function)
+    function = click.option(
+        "--op", "ops", multiple=True, help="An op; may be repeated. Default: those of models; see `tunegen ops`."
+    )(function)
     function = click.option(
         "--tp", type=int, default=1, show_default=True, help="Ranks that the model's heads are divided among."
     )(function)
@@ -70,10 +74,10 @@ def shape_options(function: Function) -> Function:
 def chosen_problems(model: str | None, tp: int, ops: Iterable[str], **sizes: tuple[int, ...]) -> list[Problem]:
     """The problems that --model, --tp, --op and the sizes name; raises UsageError if they name none."""
     from tunegen.models import get_model, problems_of, problems_with
-    from tunegen.ops import OP_NAMES, get_family
+    from tunegen.ops import PRESET_OPS, get_family
 
     asked = [op for op in ops if get_family(op)]
-    names = asked or list(OP_NAMES)
+    names = asked or list(PRESET_OPS)
     problems = problems_of(get_model(model), names, tp) if model else []
     given = {name: list(values) for name, values in sizes.items() if values}
     every = {**{name: [size] for name, size in USUAL_SIZES.items()}, **given}

@@ -1,24 +1,52 @@
-"""tunegen bench: the tuned kernels against the default ones and the traffic twin."""
+"""tunegen bench: the ops against what users would otherwise run, and against the traffic twin."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tunegen.cli._options import OUT_HELP, chosen_problems, configs_folder, parse_tokens, plain_console, shape_options
 from tunegen.errors import TargetError, UsageError
 
-DEFAULT_TOKENS = "1,64,256,1024,4096,16384"
+if TYPE_CHECKING:
+    from tunegen.bench.compare import Row
+    from tunegen.bench.report import Environment
+    from tunegen.ops import Problem
+
+DEFAULT_TOKENS = "1,4,16,64,256,1024,4096,16384"
 
 
 @click.command()
 @shape_options
 @click.option("--tokens", default=DEFAULT_TOKENS, show_default=True, help="Token counts.")
 @click.option("--configs", type=click.Path(path_type=Path, file_okay=False), help=OUT_HELP)
+@click.option("--pack", help="An installed pack: its ops are timed in the place of the tuned configs' kernels.")
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here too."
+    "--against",
+    default="compiled,unfused,aiter",
+    show_default=True,
+    help="What else, of these; the default config, the twin and an empty kernel always.",
+)
+@click.option(
+    "--aiter-root",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of an unpacked amd-aiter. Default: the installed one, if there is one.",
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all figures here.")
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), help="Write them here as CSV.")
+@click.option("--markdown", "markdown_file", type=click.Path(path_type=Path, dir_okay=False), help="And the tables.")
+@click.option(
+    "--plot", "plot_folder", type=click.Path(path_type=Path, file_okay=False), help="Write a figure a problem here."
+)
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Time nothing: take the figures from a file that --json wrote.",
 )
 def bench(
     model: str | None,
@@ -26,68 +54,103 @@ def bench(
     ops: tuple[str, ...],
     tokens: str,
     configs: Path | None,
+    pack: str | None,
+    against: str,
+    aiter_root: Path | None,
     json_file: Path | None,
+    csv_file: Path | None,
+    markdown_file: Path | None,
+    plot_folder: Path | None,
+    source: Path | None,
     **sizes: tuple[int, ...],
 ) -> None:
-    """Time tuned kernels, default kernels and the traffic twin on the GPU here, interleaved."""
-    from rich.table import Table
+    """Time ops against what users would otherwise run, on the GPU here, interleaved in one process.
 
-    from tunegen.bench.compare import compare
-    from tunegen.configs import load_entries
-    from tunegen.evaluate.measure import POLICY, copy_bandwidth
-    from tunegen.files import write_text_atomically
+    Outputs are checked first. docs/benchmarks.md has the protocol.
+    """
+    if source:
+        from tunegen.bench.report import read_json
+
+        environment, rows = read_json(json.loads(source.read_text(encoding="utf-8")))
+        _show(rows)
+    else:
+        chosen = _against(against)
+        counts = parse_tokens(tokens)
+        problems = chosen_problems(model, tp, ops, **sizes)
+        lines = [(problem, count) for problem in problems for count in counts]
+        environment, rows = _timed(lines, configs_folder(configs), pack, chosen, aiter_root)
+    _write(environment, rows, json_file, csv_file, markdown_file, plot_folder)
+
+
+def _against(text: str) -> list[str]:
+    from tunegen.bench.run import BASELINES
+
+    names = [name for name in text.split(",") if name]
+    unknown = [name for name in names if name not in BASELINES]
+    if unknown:
+        raise UsageError(f"--against takes any of {', '.join(BASELINES)}, with commas between; got {unknown[0]!r}.")
+    return names
+
+
+def _timed(
+    lines: list[tuple[Problem, int]], configs: Path, pack: str | None, against: list[str], aiter_root: Path | None
+) -> tuple[Environment, list[Row]]:
+    from tunegen.bench.report import aiter_line, environment_of
+    from tunegen.bench.run import aiter_if_there, import_pack, run
     from tunegen.targets import present_device
 
-    problems = chosen_problems(model, tp, ops, **sizes)
-    counts = parse_tokens(tokens)
     device = present_device()
     if device is None:
         raise TargetError("tunegen bench times kernels on a GPU; there is none here.")
-    entries = [e for e in load_entries(configs_folder(configs), [device.target.name]) if e.device.matches(device.key)]
-    chosen = [entry for problem in problems for entry in entries if entry.problem == problem]
-    if not chosen:
-        raise UsageError(
-            f"There is no tuned entry of {', '.join(map(str, problems))} for {device.key}. Run `tunegen tune` first."
-        )
+    aiter, why = aiter_if_there(aiter_root) if "aiter" in against else (None, "not asked for")
+    which = import_pack(pack) if pack else f"Configs of {configs}"
+    environment = environment_of(device, aiter_line(aiter, why), which)
+    click.echo(f"{environment}\n")
+    rows: list[Row] = []
+    for problem in dict.fromkeys(problem for problem, _ in lines):
+        own = [line for line in lines if line[0] == problem]
+        rows += run(own, device, configs, aiter, against, pack)
+        _show(rows[-len(own) :])
+    return environment, rows
+
+
+def _show(rows: Sequence[Row]) -> None:
+    from rich.table import Table
+
+    from tunegen.bench.report import by_problem, columns_of, footnotes
+
     console = plain_console()
-    bandwidth = copy_bandwidth()
-    console.print(f"{device.name} ({device.key}), {POLICY}; a device copy moves {bandwidth / 1e9:.0f} GB/s")
-    results = []
-    for entry in chosen:
-        columns = (
-            "tokens",
-            "empty us",
-            "twin us",
-            "default us",
-            "tuned us",
-            "twin/default",
-            "twin/tuned",
-            "GB/s",
-            "noise",
-        )
-        table = Table(*columns, title=f"{entry.problem}, {entry.dtype}, evidence {entry.evidence}")
-        for row in compare(entry, counts):
-            tuned = row.tuned.median
-            table.add_row(
-                str(row.tokens),
-                *(f"{timing.median:.2f}" for timing in (row.empty, row.twin, row.default, row.tuned)),
-                f"{row.twin.median / row.default.median:.3f}",
-                f"{row.twin.median / tuned:.3f}",
-                f"{row.gib * 2**30 / tuned / 1e3:.0f}",
-                f"{100 * row.noise:.1f} %",
-            )
-            times = {name: getattr(row, name).median for name in ("empty", "twin", "default", "tuned", "again")}
-            results.append(
-                {
-                    "op": entry.op,
-                    **entry.shape,
-                    "variant": entry.variant,
-                    "tokens": row.tokens,
-                    **times,
-                    "config": row.config,
-                }
-            )
+    for problem, own in by_problem(rows).items():
+        columns = columns_of(own)
+        table = Table(title=str(problem))
+        for title, _ in columns:
+            table.add_column(title, justify="right")
+        for row in own:
+            table.add_row(*(fill(row) for _, fill in columns))
         console.print(table)
+        for note in footnotes(own):
+            console.print(note)
+
+
+def _write(
+    environment: Environment,
+    rows: Sequence[Row],
+    json_file: Path | None,
+    csv_file: Path | None,
+    markdown_file: Path | None,
+    plot_folder: Path | None,
+) -> None:
+    from tunegen.bench.report import as_csv, as_json, markdown
+    from tunegen.files import write_text_atomically
+
     if json_file:
-        about = {"device": device.name, "policy": POLICY, "copy_gbs": bandwidth / 1e9, "results": results}
-        write_text_atomically(json_file, json.dumps(about, indent=1) + "\n")
+        write_text_atomically(json_file, json.dumps(as_json(environment, rows), indent=1) + "\n")
+    if csv_file:
+        write_text_atomically(csv_file, as_csv(environment, rows))
+    if markdown_file:
+        write_text_atomically(markdown_file, markdown(environment, rows))
+    if plot_folder:
+        from tunegen.bench.plot import plot
+
+        for path in plot(environment, rows, plot_folder):
+            click.echo(path)

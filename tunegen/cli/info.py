@@ -36,7 +36,8 @@ def ops() -> None:
     for family in FAMILIES:
         console.print(f"[bold]{family.name}[/bold] (templates/{family.template})")
         for op in family.ops:
-            console.print(f"  {op}{escape(OPS[op].schema)}")
+            about = "" if op in family.preset else "  [dim](tuned when named)[/dim]"
+            console.print(f"  {op}{escape(OPS[op].schema)}{about}")
         problem = problems_of(get_model("deepseek-r1"), [family.ops[0]])[0]
         table = Table("config key", "meaning", f"choices of {problem} on gfx950")
         for knob in family.knobs(problem, get_target("gfx950")):

@@ -26,7 +26,10 @@ class OnDevice:
 
     def __init__(self, workers: int, device: int = 0) -> None:
         self._device = device
-        self._pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+        # Inputs are made on the CPU: each process with all the cores' threads would have them wait for one another.
+        self._pool = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+        )
 
     def __enter__(self) -> OnDevice:
         return self
@@ -79,7 +82,8 @@ def _outputs(returned: Outputs | torch.Tensor | None) -> Outputs:
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(torch.uint8)
+    """The elements as integers: whatever they are, they are copied as they are, and scales may be transposed."""
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 
 def _call(device: int, pack: str, case: Case) -> list[str]:

@@ -18,7 +18,7 @@ from tunegen import __version__
 from tunegen.codegen.render import render
 from tunegen.configs import TunedEntry
 from tunegen.errors import StaleEntryError, UsageError
-from tunegen.oppack.texts import fusion_text, init_text, pyproject_text, readme_text, vllm_plugin_text
+from tunegen.oppack.texts import aiter_text, fusion_text, init_text, pyproject_text, readme_text, vllm_plugin_text
 from tunegen.ops import Config, Problem, get_family
 from tunegen.runtime import manifest as runtime_manifest
 from tunegen.runtime.manifest import FILE_NAME, Bucket, Entry, Manifest
@@ -248,6 +248,9 @@ def emit_pack(
             "__init__.py": init_text(manifest),
             "fusion.py": fusion_text(manifest),
             "vllm_plugin.py": vllm_plugin_text(manifest),
+            "compat/__init__.py": '"""Functions with the arguments and returns of other libraries."""\n',
+            "compat/aiter.py": aiter_text(manifest, "Aiter", "0.1.20"),
+            "compat/aiter_0_1_7.py": aiter_text(manifest, "Aiter017", "0.1.7"),
             FILE_NAME: manifest.text(),
             "py.typed": "",
         }

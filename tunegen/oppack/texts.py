@@ -44,7 +44,7 @@ def _function(pack: str, op: Op) -> str:
     returned = "None" if not returns else returns[0] if len(returns) == 1 else f"tuple[{', '.join(returns)}]"
     call = f"torch.ops.{pack}.{op.name}.default({', '.join(names)})"
     body = [f"    outputs: {returned}", f"    outputs = {call}", "    return outputs"] if returns else [f"    {call}"]
-    summary = (inspect.getdoc(type(op)) or op.name).splitlines()[0]
+    summary = (inspect.getdoc(op) or op.name).splitlines()[0]
     if type(op).check_values is not Op.check_values:
         parameters += ["    *,", "    debug: bool = False,"]
         summary += "\n\n    ``debug``: first raise OpInputError for values out of range; waits for the device.\n    "
@@ -84,10 +84,17 @@ class FusionPass(_FusionPass):
     Args:
         patterns: Names among `PATTERNS`. Default: all of them.
         dump: A folder to write each graph to, before and after. Default: none is written.
+        allow_reference: Rewrite also where the pack has no kernels for the shape and device, so that its reference in
+            PyTorch runs: right, and slower than the graph was.
     """
 
-    def __init__(self, patterns: Sequence[str] | None = None, dump: Path | str | None = None) -> None:
-        super().__init__(_pack, patterns, dump)
+    def __init__(
+        self,
+        patterns: Sequence[str] | None = None,
+        dump: Path | str | None = None,
+        allow_reference: bool = False,
+    ) -> None:
+        super().__init__(_pack, patterns, dump, allow_reference)
 
 
 __all__ = ["PATTERNS", "FusionPass", "Match", "Miss", "Report"]
@@ -121,10 +128,10 @@ def register_mla_layer() -> None:
     """Has vLLM make its MLA layers with RoPE and the cache write fused: call it before the model is made.
 
     The other way to that fusion than the pass; needs no graph partition. Layers with what it does not serve (sparse
-    attention, an fp8 layout of its own, context parallelism) stay vLLM's.
+    attention, an fp8 layout of its own, context parallelism, a shape without kernels) stay vLLM's, with a warning.
     """
     register()
-    layer.register(_pack.manifest.pack)
+    layer.register(_pack)
 
 
 @functools.cache
@@ -144,6 +151,28 @@ def inductor_pass() -> Any:
     from vllm.compilation.passes.inductor_pass import CallableInductorPass
 
     return CallableInductorPass(vllm_fusion_pass, default_pass().uuid())
+'''
+
+
+def aiter_text(manifest: Manifest, functions: str, release: str) -> str:
+    """``<pack>/compat/aiter.py`` and its like."""
+    return f'''"""AITER's fused functions, as AITER {release} has them, on the ops of {manifest.pack}.
+
+    from {manifest.pack}.compat.{"aiter" if functions == "Aiter" else "aiter_0_1_7"} import fused_rms_mxfp4_quant
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..runtime.compat.aiter import {functions}
+
+_functions = {functions}(torch.ops.{manifest.pack})
+dynamic_mxfp4_quant = _functions.dynamic_mxfp4_quant
+fused_rms_mxfp4_quant = _functions.fused_rms_mxfp4_quant
+fused_qk_rope_cat_and_cache_mla = _functions.fused_qk_rope_cat_and_cache_mla
+
+__all__ = ["dynamic_mxfp4_quant", "fused_qk_rope_cat_and_cache_mla", "fused_rms_mxfp4_quant"]
 '''
 
 
@@ -201,8 +230,8 @@ def vllm_fusion_pass(graph: torch.fx.Graph) -> None:
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Modules that are imported when they are first used: they import Inductor."""
-    if name in ("fusion", "vllm_plugin"):
+    """Modules that are imported when they are first used; some import Inductor."""
+    if name in ("compat", "fusion", "vllm_plugin"):
         return import_module("." + name, __name__)
     raise AttributeError(f"module {{__name__!r}} has no attribute {{name!r}}")
 
@@ -313,6 +342,11 @@ For RoPE and the cache write, the op that updates the cache must be in the graph
 `-cc.use_inductor_graph_partition=True`, or `splitting_ops` without `vllm::unified_mla_kv_cache_update`; or call
 `{name}.vllm_plugin.register_mla_layer()` before the model is made, which needs neither. Tokens without a slot
 (padding) keep their q and k as they were, as with vLLM's own fused op.
+
+In the place of AITER's functions:
+
+    from {name}.compat import aiter    # as 0.1.20 has them; aiter_0_1_7: as 0.1.7 has them
+    (q, scales), norm, norm2, residual_out = aiter.fused_rms_mxfp4_quant(x, weight, 1e-6, res1=residual, shuffle=True)
 
 ## Contents
 

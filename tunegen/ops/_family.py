@@ -92,6 +92,7 @@ class Family(ABC):
         sizes: Names of the sizes that a shape of its has.
         template: Template file, relative to templates/.
         twin_template: Template of the traffic twin: the same loads and stores, no arithmetic.
+        preset: The ops that are tuned for a model, or at a size, unless others are asked for.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Family(ABC):
     sizes: tuple[str, ...]
     template: str
     twin_template: str
+    preset: tuple[str, ...]
 
     @abstractmethod
     def check_shape(self, problem: Problem) -> None:

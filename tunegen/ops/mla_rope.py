@@ -59,6 +59,7 @@ class MlaRope(Family):
 
     name = "mla_rope"
     ops = (FUNCTIONAL, INPLACE)
+    preset = ops
     sizes = SIZES
     template = "mla_rope_cache.py.jinja"
     twin_template = "mla_rope_cache_twin.py.jinja"
@@ -226,6 +227,7 @@ class MlaRope(Family):
         return {
             "inplace": problem.op == INPLACE,
             "rounding": variant.rounding,
+            "backend": target.backend,
             "neox": variant.neox,
             "pe_first": variant.pe_first,
             "cache_fp8": variant.fp8,

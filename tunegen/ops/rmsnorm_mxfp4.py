@@ -1,4 +1,8 @@
-"""(Residual add +) RMSNorm + MXFP4 quantisation, and the quantisation alone."""
+"""Ops that take and return rows: norms, gated activations and quantisers, all from one template.
+
+What an op is put together from is its recipe (`tunegen.runtime.families.recipe`). Recipes whose kernels are tuned and
+tested together are a family.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,9 @@ from typing import Any
 
 from tunegen.errors import ConfigError, ShapeError, UnknownNameError
 from tunegen.ops._family import Argument, Config, Family, Knob, Problem
-from tunegen.runtime.families.rmsnorm_mxfp4 import MAX_HIDDEN_SIZE
+from tunegen.runtime.families.recipe import RECIPES, Recipe
+from tunegen.runtime.families.rows import MAX_HIDDEN_SIZE
+from tunegen.runtime.reference.quantisers import QUANTISERS
 from tunegen.runtime.reference.rmsnorm_mxfp4 import ROUNDINGS
 from tunegen.targets import Target
 
@@ -24,6 +30,8 @@ MAX_ELEMENTS_PER_LANE = 128
 EXCHANGE_BYTES = 8192
 # Lanes load 16 bytes at a time: 8 activations.
 ELEMENTS_PER_LOAD = 8
+# Triton's name of each e4m3, and its largest value.
+FP8_TYPES = {"float8_e4m3fn": ("float8e4nv", 448.0), "float8_e4m3fnuz": ("float8e4b8", 240.0)}
 
 
 def parse_cover(text: str) -> list[int]:
@@ -64,11 +72,34 @@ def greedy_cover(hidden_size: int, largest: int) -> list[int]:
     return widths
 
 
-def split_choices(hidden_size: int) -> tuple[int, ...]:
+def split_choices(hidden_size: int, multiple: int = BLOCK) -> tuple[int, ...]:
     """Into how many equal parts of whole blocks a row may be split: up to 8, and 7168 into 7 of 1024."""
     odd = hidden_size // (hidden_size & -hidden_size)
     choices = {1, 2, 4, 8, *((odd,) if odd < 8 else ())}
-    return tuple(sorted(n for n in choices if hidden_size % (BLOCK * n) == 0))
+    return tuple(sorted(n for n in choices if hidden_size % (multiple * n) == 0))
+
+
+def place_segments(widths: list[int], rows: int, lanes: int) -> list[dict[str, int]]:
+    """Segments of a row with where each begins, and how many codes a word is stored of it."""
+    segments = []
+    start = 0
+    for index, width in enumerate(widths):
+        per_lane = rows * width // lanes
+        pack = next((p for p in (8, 4) if per_lane >= p), 2)
+        segments.append({"index": index, "start": start, "width": width, "pack": pack})
+        start += width
+    return segments
+
+
+def _splits(recipe: Recipe, hidden_size: int) -> tuple[int, ...]:
+    """As of `split_choices`; the maximum of a whole row is not shared."""
+    whole = recipe.quant is not None and not recipe.quant.block
+    return (1,) if whole else split_choices(hidden_size, recipe.multiple)
+
+
+def _inputs(recipe: Recipe) -> int:
+    """Rows of activations that a row of output is made from."""
+    return 2 if recipe.residual or recipe.activation else 1
 
 
 def _power_of_two_at_most(value: int) -> int:
@@ -79,50 +110,65 @@ def _power_of_two_at_least(value: int) -> int:
     return 1 << (value - 1).bit_length()
 
 
-class RmsnormMxfp4(Family):
-    """One program takes ``rows`` rows, whole, in registers; see templates/rmsnorm_mxfp4.py.jinja."""
+class Rows(Family):
+    """One program takes ``rows`` rows, whole, in registers; see templates/rmsnorm_mxfp4.py.jinja.
 
-    name = "rmsnorm_mxfp4"
-    ops = (DYNAMIC, NORM, NORM_ADD)
-    sizes = ("hidden_size",)
+    Args:
+        name: Family name.
+        recipes: Its ops; all have the same sizes.
+        preset: Those that are tuned unless others are asked for.
+    """
+
     template = "rmsnorm_mxfp4.py.jinja"
     twin_template = "rmsnorm_mxfp4_twin.py.jinja"
 
+    def __init__(self, name: str, recipes: list[Recipe], preset: tuple[str, ...] = ()) -> None:
+        self.name = name
+        self.preset = preset
+        self.ops = tuple(recipe.name for recipe in recipes)
+        (self.sizes,) = {recipe.sizes for recipe in recipes}
+
     def check_shape(self, problem: Problem) -> None:
-        if tuple(problem.sizes) != self.sizes:
-            raise ShapeError(f"{problem.op} has one size, hidden_size; got {', '.join(problem.sizes) or 'none'}.")
-        hidden_size = problem.sizes["hidden_size"]
-        if hidden_size % BLOCK or not BLOCK <= hidden_size <= MAX_HIDDEN_SIZE:
+        recipe, sizes = RECIPES[problem.op], problem.sizes
+        if set(sizes) != set(self.sizes):
             raise ShapeError(
-                f"The hidden size must be a multiple of {BLOCK} from {BLOCK} to {MAX_HIDDEN_SIZE}; got {hidden_size}."
-                f" The next multiple is {-(-hidden_size // BLOCK) * BLOCK}."
+                f"{problem.op} has {'one size' if len(self.sizes) == 1 else 'the sizes'}, {', '.join(self.sizes)}; got"
+                f" {', '.join(sizes) or 'none'}."
             )
-        if problem.rounding not in ROUNDINGS:
-            raise UnknownNameError("rounding", problem.rounding, ROUNDINGS)
+        for name, size in sizes.items():
+            multiple = recipe.multiple if name == recipe.width_name else BLOCK
+            if size % multiple or not multiple <= size <= MAX_HIDDEN_SIZE:
+                raise ShapeError(
+                    f"The {name.replace('_', ' ')} must be a multiple of {multiple} from {multiple} to"
+                    f" {MAX_HIDDEN_SIZE}; got {size}. The next multiple is {-(-size // multiple) * multiple}."
+                )
+        rounding, _, layout = problem.rounding.partition(",")
+        # A norm without a residual has the roundings of one with a residual as synonyms, and so has no norm at all.
+        known = recipe.roundings if recipe.activation else ROUNDINGS
+        if rounding not in known:
+            raise UnknownNameError("rounding", rounding, known)
+        if layout and layout not in recipe.layouts[1:]:
+            raise UnknownNameError("scale layout", layout, recipe.layouts)
 
     def tuned_variants(self, op: str) -> tuple[str, ...]:
         return ("none",)
 
     def served(self, problem: Problem) -> list[Problem]:
-        """All roundings: they differ by a conversion or two an element."""
-        problems = (self.canonical_problem(Problem(problem.op, problem.shape, rounding)) for rounding in ROUNDINGS)
-        return list(dict.fromkeys(problems))
+        """All roundings, which differ by a conversion or two an element, and all layouts of the scales."""
+        return [Problem(problem.op, problem.shape, variant) for variant in RECIPES[problem.op].variants()]
 
     def canonical_problem(self, problem: Problem) -> Problem:
-        rounding = problem.rounding
-        if problem.op == DYNAMIC:
-            rounding = "none"
-        elif problem.op == NORM:
-            rounding = rounding.removeprefix("sum_")
-        return Problem(problem.op, problem.shape, rounding)
+        recipe = RECIPES[problem.op]
+        return Problem(problem.op, problem.shape, str(recipe.canonical(recipe.parse(problem.rounding))))
 
     @functools.lru_cache(maxsize=256)  # noqa: B019 - the family lives as long as the module
     def knobs(self, problem: Problem, target: Target) -> tuple[Knob, ...]:
         self.check_shape(problem)
-        hidden_size = problem.sizes["hidden_size"]
+        recipe = RECIPES[problem.op]
+        hidden_size = recipe.width(problem.sizes)
         covers: list[str] = []
         largest = _power_of_two_at_most(hidden_size)
-        while largest >= BLOCK:
+        while largest >= recipe.multiple:
             cover = greedy_cover(hidden_size, largest)
             if len(cover) > MAX_SEGMENTS:
                 break
@@ -130,7 +176,7 @@ class RmsnormMxfp4(Family):
                 covers.append(format_cover(cover))
             largest //= 2
         knobs = [
-            Knob("splits", split_choices(hidden_size), "programs that share a row; each reads all of it"),
+            Knob("splits", _splits(recipe, hidden_size), "programs that share a row; each reads all of it"),
             Knob("rows", (1, 2, 4, 8), "rows a program handles at a time"),
             Knob("programs_per_unit", (0, 1, 2, 4, 8), "0: a program a tile; k: k programs a unit loop over tiles"),
             Knob("num_stages", (1, 2, 3), "software pipeline depth of that loop"),
@@ -154,17 +200,18 @@ class RmsnormMxfp4(Family):
         return config if config["programs_per_unit"] else {**config, "num_stages": 1}
 
     def check(self, problem: Problem, target: Target, config: Config) -> None:
-        hidden_size = problem.sizes["hidden_size"]
+        recipe = RECIPES[problem.op]
+        hidden_size = recipe.width(problem.sizes)
         for knob in self.knobs(problem, target):
             value = config[knob.name]
             if knob.name != "cover" and value not in knob.choices:
                 choices = ", ".join(map(str, knob.choices))
                 raise ConfigError(f"{knob.name} must be one of {choices} on {target.name}; got {value!r}.")
         widths = parse_cover(str(config["cover"]))
-        if any(width < BLOCK or width & (width - 1) for width in widths) or sum(widths) != hidden_size:
+        if any(width < recipe.multiple or width & (width - 1) for width in widths) or sum(widths) != hidden_size:
             raise ConfigError(
-                f"The segments of a cover must be powers of two of at least {BLOCK} that add up to the hidden size"
-                f" {hidden_size}; {config['cover']} has {widths}, in all {sum(widths)}."
+                f"The segments of a cover must be powers of two of at least {recipe.multiple} that add up to the hidden"
+                f" size {hidden_size}; {config['cover']} has {widths}, in all {sum(widths)}."
             )
         if len(widths) > MAX_SEGMENTS:
             raise ConfigError(f"A cover has at most {MAX_SEGMENTS} segments; {config['cover']} has {len(widths)}.")
@@ -178,9 +225,11 @@ class RmsnormMxfp4(Family):
             raise ConfigError(f"{target.name} runs at most {target.max_warps} warps a program; got {warps}.")
         lanes = warps * target.warp_size
         per_lane = rows * hidden_size / lanes
-        if per_lane > MAX_ELEMENTS_PER_LANE:
+        # Of a gated activation a lane holds both halves.
+        most = MAX_ELEMENTS_PER_LANE // (2 if recipe.activation else 1)
+        if per_lane > most:
             raise ConfigError(
-                f"A lane holds at most {MAX_ELEMENTS_PER_LANE} elements; {rows} rows of {hidden_size} on {lanes} lanes"
+                f"A lane holds at most {most} elements; {rows} rows of {hidden_size} on {lanes} lanes"
                 f" are {per_lane:g}. Take more warps or fewer rows."
             )
         if warps > 1 and rows * max(widths) < 2 * lanes:
@@ -188,7 +237,7 @@ class RmsnormMxfp4(Family):
                 f"The widest segment must give each of the {lanes} lanes at least 2 elements; {rows} x {max(widths)}"
                 " is too narrow. Take fewer warps or wider segments."
             )
-        copies = (int(config["num_stages"]) - 1) * (2 if problem.op == NORM_ADD else 1)
+        copies = (int(config["num_stages"]) - 1) * _inputs(recipe)
         pipelined = copies * rows * 2 * hidden_size + EXCHANGE_BYTES * (copies > 0)
         if pipelined > target.shared_memory_of_program:
             raise ConfigError(
@@ -202,8 +251,9 @@ class RmsnormMxfp4(Family):
         segments of one 16-byte load a lane; nothing else set.
         """
         self.check_shape(problem)
-        hidden_size = problem.sizes["hidden_size"]
-        per_lane = target.default_elements_per_lane // (2 if problem.op == NORM_ADD else 1)
+        recipe = RECIPES[problem.op]
+        hidden_size = recipe.width(problem.sizes)
+        per_lane = target.default_elements_per_lane // _inputs(recipe)
         # In the log domain: 7168 / (32 * 64) = 3.5 lies nearer to 4 than to 2.
         warps = _power_of_two_at_least(-(-hidden_size // (target.warp_size * per_lane)))
         warps = min(max(warps, 1), 16)
@@ -214,29 +264,32 @@ class RmsnormMxfp4(Family):
         return {**config, "cover": format_cover(greedy_cover(hidden_size, largest)), "num_warps": warps}
 
     def context(self, problem: Problem, target: Target, config: Config) -> dict[str, Any]:
-        hidden_size = problem.sizes["hidden_size"]
+        recipe = RECIPES[problem.op]
+        quant, variant = recipe.quant, recipe.parse(problem.rounding)
+        hidden_size = recipe.width(problem.sizes)
         rows = int(config["rows"])
         lanes = int(config["num_warps"]) * target.warp_size
         splits = int(config["splits"])
         cover = parse_cover(str(config["cover"]))
         part = hidden_size // splits
-
-        def placed(widths: list[int]) -> list[dict[str, int]]:
-            segments = []
-            start = 0
-            for index, width in enumerate(widths):
-                per_lane = rows * width // lanes
-                pack = next((p for p in (8, 4) if per_lane >= p), 2)
-                segments.append({"index": index, "start": start, "width": width, "pack": pack})
-                start += width
-            return segments
-
-        row_segments = placed(cover)
-        segments = placed(greedy_cover(part, max(cover))) if splits > 1 else row_segments
+        row_segments = place_segments(cover, rows, lanes)
+        segments = row_segments
+        if splits > 1:
+            segments = place_segments(greedy_cover(part, max(cover)), rows, lanes)
+        fp8_type, fp8_max = FP8_TYPES[target.fp8 if quant and quant.native else "float8_e4m3fn"]
         return {
-            "norm": problem.op != DYNAMIC,
-            "residual": problem.op == NORM_ADD,
-            "rounding": problem.rounding,
+            "norm": recipe.norm,
+            "residual": recipe.residual,
+            "activation": recipe.activation,
+            "output_norm": recipe.output_norm or not quant,
+            "second": self._second(problem, rows, lanes) if recipe.second else None,
+            "quantiser": recipe.quantiser,
+            "block": quant.block if quant else 0,
+            "q_width": hidden_size // quant.codes if quant else 0,
+            "fp8_type": fp8_type,
+            "fp8_max": fp8_max,
+            "layout": variant.layout,
+            "rounding": variant.rounding,
             "hidden_size": hidden_size,
             "reciprocal": repr(1.0 / hidden_size),
             "splits": splits,
@@ -245,7 +298,10 @@ class RmsnormMxfp4(Family):
             "row_widths": list(dict.fromkeys(cover)),
             "segments": segments,
             "widths": list(dict.fromkeys(segment["width"] for segment in segments)),
-            "packs": sorted({segment["pack"] for segment in segments}, reverse=True),
+            # Codes of a byte each are not packed.
+            "packs": sorted({segment["pack"] for segment in segments}, reverse=True)
+            if quant and quant.codes == 2
+            else [],
             "rows": rows,
             "lanes": lanes,
             # Lane by lane only if each lane has a value of each segment.
@@ -258,6 +314,17 @@ class RmsnormMxfp4(Family):
             "backend": target.backend,
         }
 
+    def _second(self, problem: Problem, rows: int, lanes: int) -> dict[str, Any]:
+        """What the template is told of the row that is normalised beside the first."""
+        size = problem.sizes["second_size"]
+        widest = min(ELEMENTS_PER_LOAD * lanes, _power_of_two_at_most(size))
+        return {
+            "size": size,
+            "reciprocal": repr(1.0 / size),
+            "segments": place_segments(greedy_cover(size, widest), 1, lanes),
+            "load": "load_one_row" if rows > 1 else "load_row",
+        }
+
     def launch_options(self, target: Target, config: Config) -> dict[str, Any]:
         # Contraction is off: the kernels spell their fused multiply-adds out, and Triton's default changes.
         options: dict[str, Any] = {"num_warps": config["num_warps"], "num_stages": 1, "enable_fp_fusion": False}
@@ -268,44 +335,57 @@ class RmsnormMxfp4(Family):
         return options
 
     def arguments(self, problem: Problem) -> tuple[Argument, ...]:
-        residual, norm = problem.op == NORM_ADD, problem.op != DYNAMIC
-        arguments = [Argument("x_ptr", "*{act}", aligned=True)]
-        if residual:
-            arguments.append(Argument("residual_ptr", "*{act}", aligned=True))
-        if norm:
-            arguments.append(Argument("weight_ptr", "*{act}", aligned=True))
-        arguments += [Argument("q_ptr", "*u8", aligned=True), Argument("scales_ptr", "*u8", aligned=True)]
-        if residual:
-            arguments.append(Argument("residual_out_ptr", "*{act}", aligned=True))
-        arguments += [Argument("num_tokens", "i32"), Argument("x_stride", "i32", aligned=True)]
-        if residual:
-            arguments.append(Argument("residual_stride", "i32", aligned=True))
-        if norm:
-            arguments.append(Argument("epsilon", "fp32"))
-        arguments.append(Argument("PAIRS", "constexpr", true_for=("bfloat16",)))
-        return tuple(arguments)
+        recipe = RECIPES[problem.op]
+        act, quant = "*{act}", recipe.quant
+        scale_types = {"mxfp4": "*u8", "mxfp8": "*u8", "nvfp4": "*u8", "fp8_group": "*fp32", "fp8_token": "*fp32"}
+        pointers = {
+            "x_ptr": act,
+            **({"residual_ptr": act} if recipe.residual else {}),
+            **({"weight_ptr": act} if recipe.norm else {}),
+            **({"x2_ptr": act, "weight2_ptr": act} if recipe.second else {}),
+            **({"global_scale_ptr": "*fp32"} if recipe.quantiser == "nvfp4" else {}),
+            **({"q_ptr": "*u8", "scales_ptr": scale_types[recipe.quantiser]} if quant else {}),
+            **({"residual_out_ptr": act} if recipe.residual else {}),
+            **({"norm_ptr": act} if recipe.output_norm or not quant else {}),
+            **({"norm2_ptr": act} if recipe.second else {}),
+        }
+        strides = ["x_stride", *(["residual_stride"] * recipe.residual), *(["x2_stride"] * recipe.second)]
+        return (
+            *(Argument(name, type_, aligned=True) for name, type_ in pointers.items()),
+            Argument("num_tokens", "i32"),
+            *(Argument(name, "i32", aligned=True) for name in strides),
+            *([Argument("epsilon", "fp32")] if recipe.norm else []),
+            *([Argument("epsilon2", "fp32"), Argument("first_programs", "i32")] if recipe.second else []),
+            Argument("PAIRS", "constexpr", true_for=("bfloat16",)),
+        )
 
     def grid(self, problem: Problem, config: Config, num_tokens: int, units: int) -> tuple[int, int]:
         tiles = -(-num_tokens // int(config["rows"])) * int(config["splits"])
         most = int(config["programs_per_unit"]) * units
-        return tiles, min(tiles, most) if most else tiles
+        second = num_tokens if RECIPES[problem.op].second else 0
+        return tiles + second, (min(tiles, most) if most else tiles) + second
 
     def bytes_moved(self, problem: Problem, num_tokens: int) -> int:
-        hidden_size = problem.sizes["hidden_size"]
-        activations = 3 if problem.op == NORM_ADD else 1
-        a_row = activations * 2 * hidden_size + hidden_size // 2 + hidden_size // BLOCK
-        weight = 0 if problem.op == DYNAMIC or not num_tokens else 2 * hidden_size
-        return num_tokens * a_row + weight
+        recipe = RECIPES[problem.op]
+        quant, width = recipe.quant, recipe.width(problem.sizes)
+        activations = _inputs(recipe) + recipe.residual + (recipe.output_norm or not quant)
+        a_row = activations * 2 * width
+        if quant:
+            a_row += width // quant.codes + quant.blocks(width) * quant.scale_dtype.itemsize
+        second = problem.sizes["second_size"] if recipe.second else 0
+        weight = 2 * (width * recipe.norm + second) if num_tokens else 0
+        return num_tokens * (a_row + 4 * second) + weight
 
     def bytes_requested(self, problem: Problem, config: Config, num_tokens: int) -> int:
-        hidden_size, splits = problem.sizes["hidden_size"], int(config["splits"])
+        recipe, splits = RECIPES[problem.op], int(config["splits"])
+        width = recipe.width(problem.sizes)
         moved = self.bytes_moved(problem, num_tokens)
-        if problem.op == DYNAMIC:
+        if not recipe.norm:
             return moved
         # Programs that share a row read all of it, and their part once more; each program reads its weight.
-        reads = 2 * hidden_size * (2 if problem.op == NORM_ADD else 1)
-        again = num_tokens * reads * splits if splits > 1 else 0
-        return moved + again + 2 * hidden_size * num_tokens
+        again = num_tokens * 2 * width * _inputs(recipe) * splits if splits > 1 else 0
+        second = problem.sizes["second_size"] if recipe.second else 0
+        return moved + again + 2 * (width + second) * num_tokens
 
     def twin_configs(self, problem: Problem, target: Target) -> list[Config]:
         """Covers of narrow and wide segments over warps, with and without a loop over rows, and split rows."""
@@ -314,12 +394,12 @@ class RmsnormMxfp4(Family):
         for warps in (2, 4, 8, 16):
             for programs in (0, 4, 8):
                 for largest in (ELEMENTS_PER_LOAD * target.warp_size * warps, 4096):
-                    widest = min(largest, _power_of_two_at_most(problem.sizes["hidden_size"]))
-                    cover = format_cover(greedy_cover(problem.sizes["hidden_size"], widest))
+                    widest = min(largest, _power_of_two_at_most(RECIPES[problem.op].width(problem.sizes)))
+                    cover = format_cover(greedy_cover(RECIPES[problem.op].width(problem.sizes), widest))
                     config = {**base, "cover": cover, "num_warps": warps, "programs_per_unit": programs}
                     if config not in configs and self.valid(problem, target, config):
                         configs.append(config)
-        for splits in split_choices(problem.sizes["hidden_size"])[1:]:
+        for splits in _splits(RECIPES[problem.op], RECIPES[problem.op].width(problem.sizes))[1:]:
             config = {**base, "splits": splits, "num_warps": 4}
             if self.valid(problem, target, config):
                 configs.append(config)
@@ -331,4 +411,22 @@ class RmsnormMxfp4(Family):
         return alone if self.valid(problem, target, alone) else None
 
 
-RMSNORM_MXFP4 = RmsnormMxfp4()
+def _family(name: str, *ops: str, preset: tuple[str, ...] = ()) -> Rows:
+    return Rows(name, [RECIPES[op] for op in ops], preset)
+
+
+def _norms_of(quantiser: str) -> Rows:
+    ops = (f"dynamic_{quantiser}_quant", f"rmsnorm_{quantiser}_quant", f"rmsnorm_add_{quantiser}_quant")
+    return _family(f"rmsnorm_{quantiser}", *ops, preset=ops if quantiser == "mxfp4" else ())
+
+
+RMSNORM_MXFP4 = _norms_of("mxfp4")
+ACTIVATION_MXFP4 = _family(
+    "activation_mxfp4", *(op for op in RECIPES if "_mul_" in op), preset=("silu_mul_mxfp4_quant",)
+)
+NORM_AND_MXFP4 = _family("norm_and_mxfp4", "rmsnorm_and_mxfp4_quant", "rmsnorm_add_and_mxfp4_quant")
+DUAL_RMSNORM = _family(
+    "dual_rmsnorm", *(op for op in RECIPES if op.startswith("dual_")), preset=("dual_rmsnorm_mxfp4_quant",)
+)
+OTHER_QUANTISERS = tuple(_norms_of(quantiser) for quantiser in QUANTISERS if quantiser != "mxfp4")
+ROWS_FAMILIES = (RMSNORM_MXFP4, ACTIVATION_MXFP4, NORM_AND_MXFP4, DUAL_RMSNORM, *OTHER_QUANTISERS)

@@ -13,6 +13,7 @@ from .families import Op, Shape
 from .forms import is_aligned, load_form
 from .kernel import Kernel
 from .manifest import Entry
+from .plan import MOST_PLANS, Plan, describe, make_plan
 from .table import Table
 
 
@@ -62,6 +63,7 @@ class Dispatcher:
         self._defaults = tuple(argument.default_value for argument in schema.arguments)
         self._single = len(schema.returns) == 1
         self._selectors: dict[tuple[int | str, ...], Selector | None] = {}
+        self._plans: dict[tuple[Any, ...], Plan] = {}
 
     def _complete(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         # The dispatcher leaves trailing arguments out that have their default value.
@@ -79,26 +81,44 @@ class Dispatcher:
 
     def cuda(self, *args: Any) -> Any:
         """Launches the kernel that was tuned for the call."""
+        description, pointers, aligned = describe(args)
+        plan = self._plans.get(description) if aligned else None
+        if plan is None or torch.cuda.current_device() != plan.index:
+            return self._cuda_without_plan(description if aligned else None, args)
+        outputs = plan.allocate()
+        if not plan.launch(pointers, outputs):
+            return self._cuda_without_plan(None, args)
+        return self._returned(outputs)
+
+    def _cuda_without_plan(self, description: tuple[Any, ...] | None, args: tuple[Any, ...]) -> Any:
+        """Checks a call, selects its kernel and launches it through Triton; plans for the next one of that
+        description, which is None where addresses are not aligned.
+        """
         op, args = self._op, self._complete(args)
         op.check(*args)
         num_tokens = op.num_tokens(*args)
         if not num_tokens:
             return self._returned(op.allocate(*args))
-        index: int = args[0].device.index
+        index = args[0].get_device()
         shape, variant = op.shape(*args), op.variant(*args)
         key: tuple[int | str, ...] = (*shape.values(), variant, index)
         selector = self._selectors[key] if key in self._selectors else self._select(key, shape, variant, index)
         if selector is None:
             return self._reference(args)
         kernel = selector.aligned(num_tokens) if is_aligned(args) else selector.general()
-        if torch.cuda.current_device() == index:
+        with torch.cuda.device(index):
             outputs = op.allocate(*args)
-            op.launch(kernel, selector.units, outputs, *args)
-        else:
-            with torch.cuda.device(index):
-                outputs = op.allocate(*args)
-                op.launch(kernel, selector.units, outputs, *args)
+            compiled = op.launch(kernel, selector.units, outputs, *args)
+            if description is not None and describe(outputs)[2]:
+                self._plan(description, make_plan(op, kernel, compiled, selector.units, outputs, args, index))
         return self._returned(outputs)
+
+    def _plan(self, description: tuple[Any, ...], plan: Plan | None) -> None:
+        if plan is None:
+            return
+        if len(self._plans) >= MOST_PLANS:
+            self._plans.clear()
+        self._plans[description] = plan
 
     def cpu(self, *args: Any) -> Any:
         """The reference."""

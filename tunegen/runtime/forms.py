@@ -18,6 +18,8 @@ import torch
 from .kernel import Kernel, load_kernel
 
 ALIGNMENT = 16  # what Triton specialises on: pointers in bytes, strides in elements
+# Triton's AMD back end compiles one kernel for tensors whose storage has fewer bytes, and another for the rest.
+LARGE = 2**31
 
 
 def is_aligned(args: tuple[Any, ...]) -> bool:

@@ -14,12 +14,10 @@ import torch
 
 from .device import DeviceKey, device_key
 from .families import OPS, Op
-from .forms import ALIGNMENT, load_form
+from .forms import ALIGNMENT, LARGE, load_form
 from .manifest import Entry
 from .table import Table
 
-# Triton's AMD back end compiles one kernel for tensors whose storage has fewer bytes, and another for the rest.
-LARGE = 2**31
 # Bytes that an example's cache may take: two pages of the widest rows.
 LARGEST_EXAMPLE = 2**26
 

@@ -54,7 +54,7 @@ def candidates(problems: Sequence[Problem], tokens: Sequence[int], target: Targe
     """All cases, or a large sample of them, that kernels of some problems may be given; for `pairwise`."""
     of_rows = [problem for problem in problems if _has_rows(problem)]
     others = [problem for problem in problems if not _has_rows(problem)]
-    return [*rows.candidates(of_rows, tokens), *mla_rope.candidates(others, tokens, target.fp8)]
+    return [*rows.candidates(of_rows, tokens, fp8=target.fp8), *mla_rope.candidates(others, tokens, target.fp8)]
 
 
 def case_factors(case: Case) -> tuple[Hashable, ...]:
@@ -64,12 +64,14 @@ def case_factors(case: Case) -> tuple[Hashable, ...]:
 
 def first_case(problem: Problem, target: Target) -> Case:
     """What a config is tried on before anything else."""
-    return rows.first_case(problem) if _has_rows(problem) else mla_rope.first_case(problem, target.fp8)
+    return rows.first_case(problem, target.fp8) if _has_rows(problem) else mla_rope.first_case(problem, target.fp8)
 
 
 def large_cases(problem: Problem, target: Target) -> list[Case]:
     """Calls whose offsets pass 2^31 elements; on a GPU they take up to 20 GiB."""
-    return [*(rows.large_cases(problem) if _has_rows(problem) else mla_rope.large_cases(problem, target.fp8))]
+    return [
+        *(rows.large_cases(problem, target.fp8) if _has_rows(problem) else mla_rope.large_cases(problem, target.fp8))
+    ]
 
 
 def fewest_lanes_per_row(target: Target | str, config: Config) -> int:

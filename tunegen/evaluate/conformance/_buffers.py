@@ -27,7 +27,8 @@ class Guarded:
         self._end = self._start + size
         total = self._end + GUARD_BYTES + GUARD_ROWS * row
         self._buffer = torch.full((total,), poison, dtype=torch.uint8, device=like.device)
-        self.output = self._buffer[self._start : self._end].view(like.dtype).view(like.shape)
+        # With the strides of the output: it may be the transpose of what lies in memory.
+        self.output = self._buffer[self._start : self._end].view(like.dtype).as_strided(like.shape, like.stride())
 
     def overwritten(self) -> str | None:
         """What has been written outside the output, if anything."""

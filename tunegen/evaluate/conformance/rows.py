@@ -1,4 +1,4 @@
-"""Calls of the ops that take and return rows (rmsnorm_mxfp4), and the judgement of what they write."""
+"""Calls of the ops that take and return rows, and the judgement of what they write."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tunegen.evaluate.truth import rmsnorm_mxfp4
 from tunegen.ops import Problem, get_family
 from tunegen.ops.rmsnorm_mxfp4 import RMSNORM_MXFP4
 from tunegen.runtime.families import OPS
+from tunegen.runtime.families.recipe import RECIPES
 from tunegen.runtime.reference.mxfp4 import BLOCK
 
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -48,6 +49,7 @@ class Case:
             and no more; ``"wide"``: strides that take the third row past 2^31 elements.
         special: Rows and blocks with zeros, signed zeros, NaN, Inf, tiny and huge values among the random ones.
         seed: Of the random values, and of which special values come first.
+        fp8: Dtype of codes that are the target's e4m3; empty for other ops.
     """
 
     problem: Problem
@@ -56,6 +58,7 @@ class Case:
     layout: Layout
     special: bool
     seed: int = 0
+    fp8: str = ""
 
     def __str__(self) -> str:
         values = "special" if self.special else "plain"
@@ -68,21 +71,30 @@ class Case:
 def make_args(case: Case, device: torch.device) -> Arguments:
     """The op's arguments; the same values on every device."""
     op = OPS[case.problem.op]
+    recipe = RECIPES[case.problem.op]
     generator = torch.Generator().manual_seed(case.seed)
     cpu = torch.device("cpu")
     sizes, dtype = case.problem.sizes, DTYPES[case.dtype]
     args = list(op.inputs(sizes, case.num_tokens, dtype, cpu, generator, case.problem.rounding))
+    if case.fp8:
+        if len(recipe.layouts) > 1 and "," not in case.problem.rounding:
+            args.append(recipe.layouts[0])
+        args.append(getattr(torch, case.fp8))
     rows = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor) and arg.dim() == 2]
-    weights = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor) and arg.dim() == 1]
+    vectors = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor) and arg.dim() == 1]
+    weights = [i for i in vectors if args[i].numel() > 1]
     if case.special:
         for i in weights:
             _make_weight_special(args[i], generator)
-        _make_rows_special([args[i] for i in rows], case.seed)
+        first = rows[:-1] if recipe.second else rows
+        _make_rows_special([args[i] for i in first], case.seed)
+        for i in rows[len(first) :]:
+            _make_rows_special([args[i]], case.seed + 1)
     # Each tensor has a stride of its own: a kernel that takes one for the other is found out.
     for order, i in enumerate(rows):
         args[i] = _lay_out(args[i], case.layout, order, device)
-    for i in weights:
-        args[i] = _lay_out(args[i].unsqueeze(0), case.layout, 0, device)[0]
+    for i in vectors:
+        args[i] = _lay_out(args[i].unsqueeze(0), case.layout if i in weights else "contiguous", 0, device)[0]
     return tuple(args)
 
 
@@ -257,6 +269,7 @@ def candidates(
     dtypes: Sequence[Dtype] | None = None,
     layouts: Sequence[Layout] = LAYOUTS,
     seed: int = 0,
+    fp8: str = "float8_e4m3fn",
 ) -> list[Case]:
     """All cases of some problems, those left out that can be no other than one that is there.
 
@@ -269,20 +282,31 @@ def candidates(
         dtypes: Activation dtypes; default: bfloat16 and float16, and float32 where the op takes it.
         layouts: Memory layouts of the inputs.
         seed: Of the first case; every case has its own.
+        fp8: The target's e4m3.
     """
     cases: list[Case] = []
     unique = dict.fromkeys(get_family(problem.op).canonical_problem(problem) for problem in problems)
     for problem, num_tokens, layout, special in itertools.product(unique, tokens, layouts, (False, True)):
         for dtype in dtypes or _dtypes(problem):
             if num_tokens or (layout == layouts[0] and not special):
-                cases.append(Case(problem, num_tokens, dtype, layout, special, seed + len(cases)))
+                codes = _codes(problem, fp8)
+                cases.append(Case(problem, num_tokens, dtype, layout, special, seed + len(cases), codes))
     return cases
 
 
 def case_factors(case: Case) -> tuple[Hashable, ...]:
-    """What of a case is paired: op, sizes, rounding, token count, dtype, layout, special or plain values."""
+    """What of a case is paired: op, sizes, rounding, layout of the scales, token count, dtype, layout of the inputs,
+    special or plain values."""
     problem = case.problem
-    return (problem.op, problem.shape, problem.rounding, case.num_tokens, case.dtype, case.layout, case.special)
+    variant = RECIPES[problem.op].parse(problem.rounding)
+    about = (variant.rounding, variant.layout, case.num_tokens, case.dtype, case.layout, case.special)
+    return (problem.op, problem.shape, *about)
+
+
+def _codes(problem: Problem, fp8: str) -> str:
+    """The e4m3 of a problem's codes; empty where it is not the target's."""
+    quant = RECIPES[problem.op].quant
+    return fp8 if quant and quant.native else ""
 
 
 def matrix(
@@ -314,11 +338,11 @@ def _dtypes(problem: Problem) -> tuple[Dtype, ...]:
     return tuple(accepted)
 
 
-def first_case(problem: Problem) -> Case:
+def first_case(problem: Problem, fp8: str = "float8_e4m3fn") -> Case:
     """What a config is tried on before anything else: few tokens, rows of every kind of odd values, and a plain one."""
-    return Case(problem, 11, "bfloat16", "contiguous", special=True)
+    return Case(problem, 11, "bfloat16", "contiguous", special=True, fp8=_codes(problem, fp8))
 
 
-def large_cases(problem: Problem) -> list[Case]:
+def large_cases(problem: Problem, fp8: str = "float8_e4m3fn") -> list[Case]:
     """Calls whose offsets pass 2^31 elements."""
-    return [Case(problem, 3, "bfloat16", "wide", special=True)]
+    return [Case(problem, 3, "bfloat16", "wide", special=True, fp8=_codes(problem, fp8))]

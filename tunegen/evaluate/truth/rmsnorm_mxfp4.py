@@ -1,4 +1,4 @@
-"""The outputs that dynamic_mxfp4_quant, rmsnorm_mxfp4_quant and rmsnorm_add_mxfp4_quant may have.
+"""The outputs that the ops which take and return rows may have.
 
 What follows from the inputs alone without a choice of order is compared bit for bit: the quantiser given its
 fp32 input, the rounded sum, signs, zero codes. The rest is an interval. Every step from a value to a scale or
@@ -24,18 +24,29 @@ carried along as an absolute error, and matters for tiny rows with epsilon 0 and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from tunegen.evaluate.truth.activation import activated
+from tunegen.evaluate.truth.quantised import (
+    fp8_failures,
+    mxfp4_failures,
+    mxfp8_failures,
+    nvfp4_failures,
+    report,
+)
 from tunegen.ops import Problem
-from tunegen.runtime.reference.mxfp4 import BLOCK, E8M0_NAN, quantize_mxfp4, unpack_codes
+from tunegen.runtime.families import OPS
+from tunegen.runtime.families.recipe import RECIPES
+from tunegen.runtime.families.rows import RowsOp
+from tunegen.runtime.reference.mxfp4 import unpack_codes
 from tunegen.runtime.reference.rmsnorm_mxfp4 import rounds_norm, rounds_sum
+from tunegen.runtime.reference.scale_layout import PADDING, unplace
 
 UNIT = 2.0**-24
 SUBNORMAL = 2.0**-126
-ZERO_BLOCK_BELOW = 2.0**-64
 FLOAT32_MAX = torch.finfo(torch.float32).max
 SEGMENT_WIDTHS = 12
 RSQRT_UNITS = 3
@@ -58,33 +69,126 @@ def failures(problem: Problem, args: Sequence[Any], outputs: Sequence[torch.Tens
         outputs: The op's outputs, on any device.
         lanes_per_row: The fewest lanes that a row may be spread over: it bounds the error of a row reduction.
     """
-    if len(args) == 1:
-        return _dynamic_failures(args[0], *outputs)
-    x, *residual, weight, epsilon, _ = args
-    total = x.to(torch.float32)
+    op, recipe = OPS[problem.op], RECIPES[problem.op]
+    assert isinstance(op, RowsOp)
+    variant = recipe.parse(problem.rounding)
+    x = args[0]
+    rest = list(outputs)
+    q = scales = None
     found: list[str] = []
-    q, scales, *residual_out = outputs
-    if residual:
-        total = total + residual[0].to(torch.float32)
-        found += _residual_failures(total.to(x.dtype), residual_out[0])
-    if rounds_sum(problem.rounding):
-        total = total.to(x.dtype).to(torch.float32)
-    low, high = _magnitudes(total, weight, float(epsilon), problem.rounding, x.dtype, lanes_per_row)
-    negative = torch.signbit(total) ^ torch.signbit(weight)
-    return found + _mxfp4_failures(low, high, negative, q, scales)
+    if recipe.quant:
+        q, placed, *rest = rest
+        blocks = recipe.quant.blocks(recipe.width(problem.sizes))
+        scales, padding = unplace(placed, variant.layout, x.shape[0], blocks)
+        found += report("padding of the scales", padding != PADDING, padding, lambda at: str(PADDING))
+    if recipe.source == "plain":
+        assert q is not None and scales is not None
+        return found + _plain_failures(op, args, q, scales)
+
+    if recipe.activation:
+        low, high, negative = _gated(x, recipe.activation, variant.rounding)
+    else:
+        total = x.to(torch.float32)
+        if recipe.residual:
+            total = total + args[1].to(torch.float32)
+            found += _residual_failures(total.to(x.dtype), rest.pop(0))
+        if rounds_sum(variant.rounding):
+            total = total.to(x.dtype).to(torch.float32)
+        weight, epsilon = op.argument(tuple(args), "weight"), op.argument(tuple(args), "epsilon")
+        low, high = _magnitudes(total, weight, float(epsilon), variant.rounding, x.dtype, lanes_per_row)
+        negative = torch.signbit(total) ^ torch.signbit(weight)
+    if q is not None and scales is not None:
+        found += _quantised_failures(op, args, low, high, negative, q, scales)
+    if recipe.output_norm or not recipe.quant:
+        found += _norm_failures("norm", low, high, negative, rest.pop(0))
+    if recipe.second:
+        names = ("x2", "weight2", "epsilon2")
+        x2, weight2, epsilon2 = (op.argument(tuple(args), name) for name in names)
+        # Of what is rounded on the way, a row that is not added to and not quantised has the norm.
+        rounding = "norm_output" if rounds_norm(variant.rounding) else "none"
+        ends = _magnitudes(x2.to(torch.float32), weight2, float(epsilon2), rounding, x2.dtype, lanes_per_row)
+        found += _norm_failures("norm2", *ends, torch.signbit(x2) ^ torch.signbit(weight2), rest.pop(0))
+    return found
 
 
-def _dynamic_failures(x: torch.Tensor, q: torch.Tensor, scales: torch.Tensor) -> list[str]:
-    q_right, scales_right = quantize_mxfp4(x.to(torch.float32), zero_blocks=False)
-    found = _report("scales", scales != scales_right, scales, lambda at: str(int(scales_right[at])))
-    codes, right = unpack_codes(q), unpack_codes(q_right)
-    return found + _report("codes", codes != right, codes, lambda at: str(int(right[at])))
+def _plain_failures(op: RowsOp, args: Sequence[Any], q: torch.Tensor, scales: torch.Tensor) -> list[str]:
+    """Bit for bit: the quantiser is given the values themselves."""
+    quant = op.recipe.quant
+    assert quant is not None
+    x = args[0].to(torch.float32)
+    given = op.argument(tuple(args), "global_scale")
+    right_q, right_scales = quant.quantize(x, False, q.dtype if quant.native else None, given)
+    scale_bits, right_bits = _bits(scales), _bits(right_scales)
+    differ = scale_bits != right_bits
+    if scales.is_floating_point():
+        differ &= ~(torch.isnan(scales.to(torch.float32)) & torch.isnan(right_scales.to(torch.float32)))
+    found = report("scales", differ, scale_bits, lambda at: str(int(right_bits[at])))
+    codes, right = (unpack_codes(q), unpack_codes(right_q)) if quant.codes == 2 else (_bits(q), _bits(right_q))
+    return found + report("codes", codes != right, codes, lambda at: str(int(right[at])))
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
+
+
+def _quantised_failures(
+    op: RowsOp,
+    args: Sequence[Any],
+    low: torch.Tensor,
+    high: torch.Tensor,
+    negative: torch.Tensor,
+    q: torch.Tensor,
+    scales: torch.Tensor,
+) -> list[str]:
+    quantiser, values = op.recipe.quantiser, (low, high, negative, q, scales)
+    if quantiser == "mxfp4":
+        return mxfp4_failures(*values, zero_blocks=op.recipe.norm)
+    if quantiser == "mxfp8":
+        return mxfp8_failures(*values, zero_blocks=op.recipe.norm)
+    if quantiser == "nvfp4":
+        return nvfp4_failures(*values, op.argument(tuple(args), "global_scale"))
+    block = op.recipe.quant.block if op.recipe.quant else 0
+    return fp8_failures(*values, block or low.shape[-1])
+
+
+def _norm_failures(
+    name: str, low: torch.Tensor, high: torch.Tensor, negative: torch.Tensor, got: torch.Tensor
+) -> list[str]:
+    """What is wrong with values that are returned as they are, rounded to the activation dtype."""
+    ends = [_to_act(end, got.dtype) for end in (low, high)]
+    bad, maybe_bad = torch.isinf(low), torch.isinf(high)
+    value = got.to(torch.float64)
+    magnitude = value.abs()
+    # What is not finite, or too large for the dtype, is either.
+    unusual = ~torch.isfinite(value)
+    inside = (magnitude >= ends[0]) & (magnitude <= ends[1]) & ~bad
+    wrong = torch.where(unusual, ~(maybe_bad | torch.isinf(ends[1])), ~inside)
+    found = report(name, wrong, got, lambda at: f"{float(ends[0][at])} to {float(ends[1][at])} in magnitude")
+    sign = torch.signbit(got)
+    return found + report(f"signs of {name}", ~unusual & (sign != negative), got, lambda at: str(bool(negative[at])))
+
+
+def _gated(x: torch.Tensor, activation: str, rounding: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The interval of |f(gate) up|, and its sign."""
+    gate, up = x.to(torch.float32).chunk(2, dim=-1)
+    low, high = activated(gate, activation)
+    if rounding == "act_output":
+        low, high = _to_act(low, x.dtype), _to_act(high, x.dtype)
+    a = up.to(torch.float64).abs()
+    low, high = low * a * (1 - UNIT) - SUBNORMAL, high * a * (1 + UNIT) + SUBNORMAL
+    low = low.clamp_min(0.0)
+    if rounding != "none":
+        low, high = _to_act(low, x.dtype), _to_act(high, x.dtype)
+    # NaN, and what is past the largest fp32 value, make a block bad; 0 times infinity does too.
+    finite = torch.isfinite(gate) & torch.isfinite(up)
+    low, high = (torch.where(finite & (end <= FLOAT32_MAX), end, torch.inf) for end in (low, high))
+    return low, high, torch.signbit(gate) ^ torch.signbit(up)
 
 
 def _residual_failures(right: torch.Tensor, got: torch.Tensor) -> list[str]:
     bits_differ = got.view(torch.int16) != right.view(torch.int16)
     wrong = bits_differ & ~(torch.isnan(got) & torch.isnan(right))
-    return _report("residual_out", wrong, got, lambda at: repr(float(right[at])))
+    return report("residual_out", wrong, got, lambda at: repr(float(right[at])))
 
 
 def _magnitudes(
@@ -133,76 +237,3 @@ def _to_act(value: torch.Tensor, act: torch.dtype) -> torch.Tensor:
     Through fp32: a kernel rounds fp32 values, and those within the interval lie between its ends' roundings.
     """
     return value.to(torch.float32).to(act).to(torch.float64)
-
-
-def _mxfp4_failures(
-    low: torch.Tensor, high: torch.Tensor, negative: torch.Tensor, q: torch.Tensor, scales: torch.Tensor
-) -> list[str]:
-    low, high = low.unflatten(-1, (-1, BLOCK)), high.unflatten(-1, (-1, BLOCK))
-    amax_low, amax_high = low.amax(dim=-1), high.amax(dim=-1)
-    bad, maybe_bad = torch.isinf(amax_low), torch.isinf(amax_high)
-    maybe_zero = ~bad & (amax_low < ZERO_BLOCK_BELOW)
-    maybe_kept = ~bad & (amax_high >= ZERO_BLOCK_BELOW)
-    e8_low = _e8(amax_low.clamp(ZERO_BLOCK_BELOW, FLOAT32_MAX))
-    e8_high = _e8(amax_high.clamp(ZERO_BLOCK_BELOW, FLOAT32_MAX))
-
-    got = scales.to(torch.int64)
-    # 0 is the scale of zero blocks alone: that of the smallest kept block is 61.
-    kept = (got != E8M0_NAN) & (got != 0)
-    right = torch.where(kept, maybe_kept & (got >= e8_low) & (got <= e8_high), (got == 0) & maybe_zero)
-    right = right | ((got == E8M0_NAN) & maybe_bad)
-
-    def allowed_scale(at: tuple[int, ...]) -> str:
-        options = [str(E8M0_NAN)] if maybe_bad[at] else []
-        options += ["0"] if maybe_zero[at] else []
-        options += [_range_text(int(e8_low[at]), int(e8_high[at]))] if maybe_kept[at] else []
-        return " or ".join(options)
-
-    found = _report("scales", ~right, scales, allowed_scale)
-
-    # With a scale that is wrong the codes have no meaning; it is reported, and they are not.
-    codes = unpack_codes(q)
-    judged, kept = (mask.repeat_interleave(BLOCK, dim=-1) for mask in (right, kept))
-    factor = _power_of_two(torch.where(got == E8M0_NAN, 0, 127 - got)).unsqueeze(-1)
-    code_low, code_high = ((end.clamp_max(FLOAT32_MAX) * factor).flatten(-2) for end in (low, high))
-    code_low, code_high = _e2m1(code_low), _e2m1(code_high)
-    magnitude = codes & 7
-    wrong = torch.where(kept, (magnitude < code_low) | (magnitude > code_high), magnitude != 0)
-
-    def allowed_magnitude(at: tuple[int, ...]) -> str:
-        return _range_text(int(code_low[at]), int(code_high[at])) if kept[at] else "0"
-
-    found += _report("code magnitudes", judged & wrong, magnitude, allowed_magnitude)
-    sign, sign_right = codes >> 3, (negative & kept).to(torch.int32)
-    return found + _report("code signs", judged & (sign != sign_right), sign, lambda at: str(int(sign_right[at])))
-
-
-def _e8(amax: torch.Tensor) -> torch.Tensor:
-    """The scale of a positive finite amax: its fp32 exponent field less 2, and 1 more from a significand of 1.75."""
-    fraction, exponent = torch.frexp(amax)  # amax = fraction * 2^exponent, fraction from 0.5
-    return (exponent.to(torch.int64) + 126 + (fraction >= 0.875) - 2).clamp_min(0)
-
-
-def _e2m1(magnitude: torch.Tensor) -> torch.Tensor:
-    """Nearest-even code: E2M1 has steps of 1/2 up to 2, of 1 up to 4, and of 2."""
-    steps = torch.minimum(torch.minimum(2 * magnitude, magnitude + 2), magnitude / 2 + 4)
-    return steps.round().clamp_max(7).to(torch.int32)
-
-
-def _power_of_two(exponent: torch.Tensor) -> torch.Tensor:
-    """2^exponent in float64, exact on every device, which pow need not be."""
-    return ((exponent.to(torch.int64) + 1023) << 52).view(torch.float64)
-
-
-def _range_text(low: int, high: int) -> str:
-    return str(low) if low == high else f"{low} to {high}"
-
-
-def _report(name: str, wrong: torch.Tensor, got: torch.Tensor, allowed: Callable[[tuple[int, ...]], str]) -> list[str]:
-    """One line on the elements that are wrong: how many, and the first with what it may be."""
-    count = int(wrong.sum())
-    if not count:
-        return []
-    at = tuple(int(i) for i in wrong.nonzero()[0])
-    value = got[at].item()
-    return [f"{name}: {count} of {wrong.numel()} wrong, first at {list(at)}: got {value}, allowed {allowed(at)}"]

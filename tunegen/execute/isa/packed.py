@@ -67,8 +67,9 @@ def decode(instruction: Instruction, arch: str) -> Step | None:  # noqa: PLR0911
 
 
 def _selectable(operand: Operand, halves: set[int]) -> None:
-    """Raises ValueError where the document leaves open what the second half of a constant is."""
-    if operand.kind not in ("v", "s") and halves != {0}:
+    """Raises ValueError where the document leaves open what the second half of a constant is; of zero it is zero."""
+    zero = operand.kind == "int" and operand.value == 0
+    if operand.kind not in ("v", "s") and not zero and halves != {0}:
         raise ValueError("the high half of a constant is not modelled")
 
 

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from ._op import Op, OpInputError, Shape
 from .mla_rope import MlaRopeCache, MlaRopeCacheInplace
-from .rmsnorm_mxfp4 import DynamicMxfp4Quant, RmsnormMxfp4Quant
+from .rows import ROWS_OPS
 
-OPS: dict[str, Op] = {
-    op.name: op
-    for op in (
-        DynamicMxfp4Quant(),
-        RmsnormMxfp4Quant(residual=False),
-        RmsnormMxfp4Quant(residual=True),
-        MlaRopeCache(),
-        MlaRopeCacheInplace(),
-    )
-}
+OPS: dict[str, Op] = {op.name: op for op in (*ROWS_OPS, MlaRopeCache(), MlaRopeCacheInplace())}
 
 __all__ = ["OPS", "Op", "OpInputError", "Shape"]

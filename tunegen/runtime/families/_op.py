@@ -52,8 +52,12 @@ class Op(ABC):
         """Uninitialised outputs; also the fake implementation."""
 
     @abstractmethod
-    def launch(self, kernel: Kernel, units: int, outputs: tuple[torch.Tensor, ...], *args: Any) -> None:
-        """Runs the kernel on the current device's current stream; ``num_tokens`` is not 0."""
+    def launch(self, kernel: Kernel, units: int, outputs: tuple[torch.Tensor, ...], *args: Any) -> Any:
+        """Runs the kernel on the current device's current stream; ``num_tokens`` is not 0. Returns what its function
+        does: Triton's compiled kernel.
+
+        Beside the tensors, what the kernel is given follows from sizes, strides, dtypes and alignment alone.
+        """
 
     @abstractmethod
     def reference(self, *args: Any) -> tuple[torch.Tensor, ...]:

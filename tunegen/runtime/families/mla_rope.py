@@ -374,14 +374,14 @@ class MlaRopeCache(Op):
         q_out = q_nope.new_empty((queries, heads, rank + rope_dim), dtype=args[10] or q_pe.dtype)
         return q_out, q_pe.new_empty((tokens, rope_dim))
 
-    def launch(self, kernel: Kernel, units: int, outputs: tuple[torch.Tensor, ...], *args: Any) -> None:
+    def launch(self, kernel: Kernel, units: int, outputs: tuple[torch.Tensor, ...], *args: Any) -> Any:
         q_nope, q_pe, kv_c, k_pe, positions, table, kv_cache, slots, k_scale, q_scale, *_ = args
         q_out, k_pe_out = outputs
         cache = _CacheLayout.of(kv_cache)
         (queries, heads, rope_dim), rank = q_pe.shape, kv_c.shape[1]
         scales = [k_scale] if kv_cache.element_size() == 1 else []
         scales += [q_scale] if q_out.element_size() == 1 else []
-        kernel.function[_grid(kernel, queries, kv_c.shape[0])](
+        return kernel.function[_grid(kernel, queries, kv_c.shape[0])](
             *(q_nope, q_pe, kv_c, k_pe, positions, table, slots, _bits(kv_cache)),
             *scales,
             *(_bits(q_out), k_pe_out),
@@ -473,11 +473,11 @@ class MlaRopeCacheInplace(Op):
     def allocate(self, *args: Any) -> tuple[torch.Tensor, ...]:
         return ()
 
-    def launch(self, kernel: Kernel, units: int, outputs: tuple[torch.Tensor, ...], *args: Any) -> None:
+    def launch(self, kernel: Kernel, units: int, outputs: tuple[torch.Tensor, ...], *args: Any) -> Any:
         positions, q_pe, k_pe, kv_c, table, _, slots, kv_cache, _, scale, _ = args
         cache = _CacheLayout.of(kv_cache)
         (queries, heads, rope_dim), rank = q_pe.shape, kv_c.shape[1]
-        kernel.function[_grid(kernel, queries, kv_c.shape[0])](
+        return kernel.function[_grid(kernel, queries, kv_c.shape[0])](
             *(q_pe, kv_c, k_pe, positions, table, slots, _bits(kv_cache)),
             *([scale] if kv_cache.element_size() == 1 else []),
             *_counts(q_pe, kv_c, slots, table),

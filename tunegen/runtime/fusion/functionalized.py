@@ -10,7 +10,7 @@ import torch
 from torch._higher_order_ops.auto_functionalize import auto_functionalized, auto_functionalized_v2
 from torch.fx import Node
 
-from .nodes import NoMatchError
+from .nodes import NoMatchError, fake_mode_of, tensor, value
 
 # Of the second version: what says that an argument is a part or another view of its base.
 PARTS = ("size", "stride", "storage_offset", "slice_dim", "slice_start", "slice_end")
@@ -71,6 +71,25 @@ class Functionalized:
         if node is None:
             raise NoMatchError(f"{self.name} writes {name} through a view")
         return node
+
+    def given_value(self, name: str) -> torch.Tensor | None:
+        """The fake tensor of a written argument as the op is given it, a view of its base too; None if not known."""
+        kwargs: dict[str, Any] = dict(self.node.kwargs)
+        if "_all_bases" not in kwargs:
+            return tensor(self.written[name][0])
+        base = tensor(kwargs["_all_bases"][kwargs[f"_{name}_base_index"]])
+        about: dict[str, Any] = torch.fx.map_arg({part: kwargs.get(f"_{name}_{part}") for part in PARTS}, value)
+        if base is None:
+            return None
+        with fake_mode_of([base]):
+            if about["size"] is not None:
+                return base.as_strided(about["size"], about["stride"], about["storage_offset"])
+            if about["slice_dim"] is not None:
+                view: torch.Tensor = torch.ops.aten.slice.Tensor(
+                    base, about["slice_dim"], about["slice_start"], about["slice_end"]
+                )
+                return view
+        return base
 
     def result(self, name: str) -> Node | None:
         """The node of a written argument's new value; None if nothing uses it. Raises as `before`."""

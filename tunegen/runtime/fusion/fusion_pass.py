@@ -36,18 +36,28 @@ class FusionPass(CustomGraphPass):
         pack: The pack.
         patterns: Names among `PATTERNS`. Default: all of them.
         dump: A folder to write each graph to, before and after. Default: none is written.
+        allow_reference: Rewrite also where the pack has no kernels for the shape and device, so that its reference in
+            PyTorch runs: right, and slower than the graph was.
 
     Raises:
         PackNameError: There is no such pattern.
     """
 
-    def __init__(self, pack: Pack, patterns: Sequence[str] | None = None, dump: Path | str | None = None) -> None:
+    def __init__(
+        self,
+        pack: Pack,
+        patterns: Sequence[str] | None = None,
+        dump: Path | str | None = None,
+        allow_reference: bool = False,
+    ) -> None:
         for name in patterns or ():
             if name not in PATTERNS:
                 raise unknown_name("pattern", name, PATTERNS)
         self._pack = pack
         self._patterns = PATTERNS if patterns is None else tuple(name for name in PATTERNS if name in patterns)
         self._dump = None if dump is None else Path(dump)
+        self._support = Support(pack.table, allow_reference)
+        self._options = (self._patterns, allow_reference)
         self._report = Report()
 
     def report(self) -> Report:
@@ -59,7 +69,7 @@ class FusionPass(CustomGraphPass):
 
         It is the same in every process that has the same pack and patterns, on every rank.
         """
-        digest = hashlib.sha256(repr((self._pack.manifest.pack, self._patterns)).encode())
+        digest = hashlib.sha256(repr((self._pack.manifest.pack, self._options)).encode())
         digest.update((self._pack.root / FILE_NAME).read_bytes())
         for path in sorted(Path(__file__).parent.glob("*.py")):
             digest.update(path.read_bytes())
@@ -94,20 +104,19 @@ class FusionPass(CustomGraphPass):
                 self._report.others[quantiser.kind] += 1
             else:
                 groups.setdefault(norm.output, []).append(quantiser)
-        support = Support(self._pack.table)
         for output, quantisers in groups.items():
             norm = find_norm(output)  # anew: its residual may be a sum that an earlier rewrite has replaced
             if norm is not None:
-                self._fuse(graph, norm, quantisers, support, number)
+                self._fuse(graph, norm, quantisers, number)
 
     def _rope_cache(self, graph: Graph, number: int) -> None:
-        pack, support = self._pack.manifest.pack, Support(self._pack.table)
+        pack = self._pack.manifest.pack
         for write in rope_cache.find_writes(graph, pack):
             if write.pattern not in self._patterns:
                 continue
             where = write.node.name
             try:
-                taken = rope_cache.fuse(graph, write, pack, support, self._adapter)
+                taken = rope_cache.fuse(graph, write, pack, self._support, self._adapter)
             except NoMatchError as error:
                 self._miss(write.pattern, write.node, error, number)
             else:
@@ -118,9 +127,7 @@ class FusionPass(CustomGraphPass):
         pack = self._pack.manifest.pack
         return getattr(getattr(torch.ops, pack), adapter.NAME).default if adapter.register(pack) else None
 
-    def _fuse(
-        self, graph: Graph, norm: Norm, quantisers: list[norm_quant.Quantiser], support: Support, number: int
-    ) -> None:
+    def _fuse(self, graph: Graph, norm: Norm, quantisers: list[norm_quant.Quantiser], number: int) -> None:
         forms = [norm, *([norm.without_residual] if norm.without_residual else [])]
         kept = [form for form in forms if self._names(form, quantisers) <= set(self._patterns)]
         names = sorted(self._names(norm, quantisers))
@@ -130,7 +137,7 @@ class FusionPass(CustomGraphPass):
                 self._report.misses.append(Miss(name, place, "the pattern is not among those asked for", number))
             return
         try:
-            taken = norm_quant.fuse(graph, kept[0], quantisers, self._pack.manifest.pack, support)
+            taken = norm_quant.fuse(graph, kept[0], quantisers, self._pack.manifest.pack, self._support)
         except NoMatchError as error:
             for quantiser in quantisers:
                 self._miss(norm_quant.pattern_of(kept[0], quantiser.kind), quantiser.node, error, number)

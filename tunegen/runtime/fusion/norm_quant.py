@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from ..families.rmsnorm_mxfp4 import MAX_HIDDEN_SIZE
+from ..families.rows import MAX_HIDDEN_SIZE
 from ..reference.mxfp4 import BLOCK
 from .nodes import (
     ACT_DTYPES,

@@ -20,7 +20,7 @@ from torch._higher_order_ops.auto_functionalize import auto_functionalized
 from torch.fx import Graph, Node
 
 from ..families import OPS, OpInputError
-from ..families.mla_rope import FP8_CACHE_NAMES
+from ..families.mla_rope import FP8_CACHE_NAMES, TABLE_DTYPES, Variant
 from .functionalized import Functionalized
 from .nodes import (
     Builder,
@@ -35,6 +35,7 @@ from .nodes import (
     op_name,
     order,
     shown,
+    static,
     tensor,
     value,
 )
@@ -47,6 +48,7 @@ UPDATE = "rope + unified_mla_kv_cache_update -> mla_rope_cache_"
 FUSED_UPDATE = "fused_rope_unified_mla_kv_cache_update -> mla_rope_cache_"
 PATTERNS = (FUNCTIONAL, UPDATE, FUSED_UPDATE)
 
+IN_PLACE = "mla_rope_cache_"
 VLLM_CACHE = "_C_cache_ops::concat_and_cache_mla"
 VLLM_UPDATE = "vllm::unified_mla_kv_cache_update"
 VLLM_FUSED_UPDATE = "vllm::fused_rope_unified_mla_kv_cache_update"
@@ -104,8 +106,8 @@ def fuse(graph: Graph, write: Write, pack: str, support: Support, adapter: Calla
     if op is None:
         raise NoMatchError("vLLM is not installed, whose forward context the in-place form needs")
     if write.pattern == FUSED_UPDATE:
-        return _fuse_fused_update(write.node, op)
-    return _fuse_update(graph, write.node, op)
+        return _fuse_fused_update(write.node, op, support)
+    return _fuse_update(graph, write.node, op, support)
 
 
 def _rope_of(node: Node, what: str) -> Rope:
@@ -236,8 +238,51 @@ def _check(inputs: dict[str, Any], cache: Node, support: Support) -> None:
     support.check(op.name, op.variant(*values), queries.device, **op.shape(*values))
 
 
-def _fuse_fused_update(node: Node, op: Any) -> Taken:
+def check_in_place(
+    q_pe: torch.Tensor | None,
+    kv_c: torch.Tensor | None,
+    table: torch.Tensor | None,
+    is_neox: bool,
+    kv_cache_dtype: str,
+    rounding: str,
+    support: Support,
+) -> None:
+    """That the pack's in-place op takes what one of vLLM's layers hands it, and has a kernel for it.
+
+    Args:
+        q_pe: [tokens, heads, rope dim].
+        kv_c: [tokens, rank].
+        table: [positions, rope dim].
+        is_neox: Of the RoPE.
+        kv_cache_dtype: vLLM's name.
+        rounding: Of the RoPE.
+        support: What the pack has kernels for.
+
+    Raises:
+        NoMatchError: It does not; says why.
+    """
+    if q_pe is None or q_pe.dim() != 3 or kv_c is None or kv_c.dim() != 2:
+        raise NoMatchError("q_pe is not [tokens, heads, rope dim], or kv_c not [tokens, rank]")
+    if table is None or table.dtype not in TABLE_DTYPES or table.dim() != 2 or table.shape[1] != q_pe.shape[2]:
+        raise NoMatchError("the table of cos and sin is not [positions, rope dim] in a dtype that the pack takes")
+    if kv_cache_dtype not in ("auto", *FP8_CACHE_NAMES):
+        raise NoMatchError(f"the cache is {kv_cache_dtype}")
+    variant = Variant(rounding, is_neox, fp8=kv_cache_dtype in FP8_CACHE_NAMES)
+    sizes = {"num_heads": q_pe.shape[1], "kv_lora_rank": kv_c.shape[1], "rope_dim": q_pe.shape[2]}
+    known = {name: static(size) for name, size in sizes.items()}
+    missing = [name for name, size in known.items() if size is None]
+    if missing:
+        raise NoMatchError(f"{', '.join(missing)}: not known to the graph; compile with a fixed one")
+    support.check(IN_PLACE, str(variant), q_pe.device, **{name: size for name, size in known.items() if size})
+
+
+def _fuse_fused_update(node: Node, op: Any, support: Support) -> Taken:
     """vLLM's own fused op, with the same arguments; it rounds every product and sum."""
+    call = Functionalized.of(node)
+    assert call is not None  # find_writes
+    given, q_pe = call.given, call.given_value("q_pe")
+    kv_c, table = tensor(given["kv_c"]), tensor(given["cos_sin_cache"])
+    check_in_place(q_pe, kv_c, table, given["is_neox"], given["kv_cache_dtype"], "act", support)
     node.args = (op, *node.args[1:])
     node.kwargs = {**node.kwargs, "rounding": "act"}
     node.meta["eager_input_vals"] = torch.fx.map_arg((node.args, node.kwargs), value)
@@ -268,18 +313,15 @@ def _query_of(graph: Graph, key: Rope, node: Node) -> Rope:
     raise NoMatchError("no q is rotated alike")
 
 
-def _fuse_update(graph: Graph, node: Node, op: Any) -> Taken:
+def _fuse_update(graph: Graph, node: Node, op: Any, support: Support) -> Taken:
     """RoPE and vLLM's update of a layer's cache, which returns a token that orders it before attention."""
     given = arguments(node)
     key = _rope_of(given["k_pe"], "k_pe")
     query = _query_of(graph, key, node)
-    made = tensor(query.x)
-    if made is None or made.dim() != 3:
-        raise NoMatchError("q_pe is not [tokens, heads, rope dim]")
-    if given["kv_cache_dtype"] not in ("auto", *FP8_CACHE_NAMES):
-        raise NoMatchError(f"the cache is {given['kv_cache_dtype']}")
     if key.rounding == "none":
         raise NoMatchError("RoPE is not rounded as vLLM's cache write asks: its table is wider than the activations")
+    q_pe, kv_c, table = (tensor(at) for at in (query.x, given["kv_c_normed"], key.table))
+    check_in_place(q_pe, kv_c, table, key.is_neox, given["kv_cache_dtype"], key.rounding, support)
     inputs = {
         "positions": key.positions,
         "q_pe": query.x,

@@ -24,14 +24,15 @@ def dynamic_mxfp4_quant(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return quantize_mxfp4(x.to(torch.float32), zero_blocks=False)
 
 
-def _norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float, rounding: str, act: torch.dtype) -> torch.Tensor:
+def norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float, rounding: str, act: torch.dtype) -> torch.Tensor:
+    """RMSNorm of fp32 [T, N], as fp32: with rounding ``none`` still to be rounded."""
     sum_of_squares = (x * x).sum(dim=-1, keepdim=True)
-    norm = torch.rsqrt(sum_of_squares / x.shape[-1] + epsilon)
-    norm = torch.where(torch.isfinite(sum_of_squares), norm, float("nan"))
+    factor = torch.rsqrt(sum_of_squares / x.shape[-1] + epsilon)
+    factor = torch.where(torch.isfinite(sum_of_squares), factor, float("nan"))
     w = weight.to(torch.float32)
     if rounding == "none":
-        return (x * w) * norm
-    y = x * norm
+        return (x * w) * factor
+    y = x * factor
     if rounds_norm(rounding):
         y = y.to(act).to(torch.float32)
     return (y * w).to(act).to(torch.float32)
@@ -41,7 +42,7 @@ def rmsnorm_mxfp4_quant(
     x: torch.Tensor, weight: torch.Tensor, epsilon: float, rounding: str = "none"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x[T, N] -> (q uint8 [T, N/2], scales uint8 [T, N/32]) of RMSNorm(x) * weight."""
-    return quantize_mxfp4(_norm(x.to(torch.float32), weight, epsilon, rounding, x.dtype), zero_blocks=True)
+    return quantize_mxfp4(norm(x.to(torch.float32), weight, epsilon, rounding, x.dtype), zero_blocks=True)
 
 
 def rmsnorm_add_mxfp4_quant(
@@ -52,5 +53,5 @@ def rmsnorm_add_mxfp4_quant(
     residual_out = total.to(x.dtype)
     if rounds_sum(rounding):
         total = residual_out.to(torch.float32)
-    q, scales = quantize_mxfp4(_norm(total, weight, epsilon, rounding, x.dtype), zero_blocks=True)
+    q, scales = quantize_mxfp4(norm(total, weight, epsilon, rounding, x.dtype), zero_blocks=True)
     return q, scales, residual_out

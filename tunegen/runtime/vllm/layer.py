@@ -7,17 +7,22 @@ writes the cache; the layer here has the pack's op do both between the projectio
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import torch
 
-from ..families.mla_rope import FP8_CACHE_NAMES
+from ..api import Pack
+from ..families.mla_rope import FP8_CACHE_NAMES, Variant
+from ..fusion.nodes import NoMatchError
+from ..fusion.support import Support
+from ..table import Table, TunegenPackWarning
 from .adapter import NAME
 
 WRAPPER = "MultiHeadLatentAttentionWrapper"
 
 
-def register(pack: str) -> bool:
+def register(pack: Pack) -> bool:
     """Has vLLM make the pack's layer for its own, once; True if it does. Only layers made later are affected.
 
     Raises:
@@ -39,8 +44,8 @@ def register(pack: str) -> bool:
     return True
 
 
-def why_not(layer: Any) -> str:  # noqa: PLR0911 - one return a reason
-    """Why a layer of vLLM's cannot have its RoPE and cache write fused; empty if it can."""
+def why_not(layer: Any, pack_table: Table) -> str:  # noqa: PLR0911 - one return a reason
+    """Why a layer of vLLM's cannot have its RoPE and cache write fused with the kernels of a pack; empty if it can."""
     rope, attention = layer.rotary_emb, layer.mla_attn
     table = getattr(rope, "cos_sin_cache", None)
     if table is None or table.shape[-1] != layer.qk_rope_head_dim:
@@ -55,12 +60,19 @@ def why_not(layer: Any) -> str:  # noqa: PLR0911 - one return a reason
         return "its cache is of several levels"
     if attention.kv_cache_dtype not in ("auto", "bfloat16", *FP8_CACHE_NAMES):
         return f"its cache is {attention.kv_cache_dtype}"
+    variant = Variant("act", rope.is_neox_style, fp8=attention.kv_cache_dtype in FP8_CACHE_NAMES)
+    sizes = {"num_heads": layer.num_heads, "kv_lora_rank": layer.kv_lora_rank, "rope_dim": layer.qk_rope_head_dim}
+    try:
+        Support(pack_table).check("mla_rope_cache_", str(variant), table.device, **sizes)
+    except NoMatchError as error:
+        return str(error)
     return ""
 
 
 @functools.cache
-def make_layer(pack: str) -> type:
+def make_layer(pack: Pack) -> type:
     """The layer's class, of vLLM's; the same one every time."""
+    name_of_pack = pack.manifest.pack
     from vllm.model_executor.layers.mla import MultiHeadLatentAttentionWrapper
 
     class MlaRopeCacheAttention(MultiHeadLatentAttentionWrapper):  # type: ignore[misc]  # vllm has no types here
@@ -68,7 +80,10 @@ def make_layer(pack: str) -> type:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self.not_fused_because = why_not(self)
+            self.not_fused_because = why_not(self, pack.table)
+            if self.not_fused_because:
+                text = f"{name_of_pack}: an MLA layer stays vLLM's: {self.not_fused_because}"
+                warnings.warn(text, TunegenPackWarning, stacklevel=2)
 
         def forward(
             self,
@@ -100,7 +115,7 @@ def make_layer(pack: str) -> type:
 
             attention, name = self.mla_attn, _encode_layer_name(self.mla_attn.layer_name)
             k_pe = k_pe.contiguous()  # written in place: not into the projection's output
-            written = getattr(getattr(torch.ops, pack), NAME)(
+            written = getattr(getattr(torch.ops, name_of_pack), NAME)(
                 positions,
                 q[..., self.qk_nope_head_dim :],
                 k_pe,

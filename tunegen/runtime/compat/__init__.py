@@ -1,0 +1,1 @@
+"""Functions with the arguments and returns of other libraries, on the ops of a pack."""
