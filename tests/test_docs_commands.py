@@ -80,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / "tuned_configs", folder / name)
     for place in ("build", ".tunegen"):
         open_storage(f"sqlite:///{folder}/{place}/studies.sqlite3")
-    (folder / "f3_table.json").write_text('{"device": "a GPU", "rows": []}')
+    (folder / "bench.json").write_text('{"format": 1, "environment": {"device": "a GPU"}, "rows": []}')
     return folder
 
 
@@ -169,8 +169,11 @@ def check_names(values: dict[str, object]) -> None:
 
 
 def options_of(script: Path) -> set[str]:
-    """Options that a script's source names."""
-    return set(re.findall(r'"(--[a-z-]+)', script.read_text(encoding="utf-8")))
+    """Options that the source of a script, or what the scripts share, names."""
+    text = script.read_text(encoding="utf-8")
+    if "from tables import" in text:
+        text += (script.parent / "tables.py").read_text(encoding="utf-8")
+    return set(re.findall(r'"(--[a-z-]+)', text))
 
 
 def python(arguments: list[str]) -> None:
