@@ -15,14 +15,16 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from tables import KERNELS, Line, about, headline, plain, time_all
 
+from tunegen.bench.compare import time_all
+from tunegen.bench.line import KERNELS, Line
+from tunegen.bench.report import environment_of
 from tunegen.codegen.render import render
 from tunegen.evaluate.conformance import Case, candidates, case_factors, fewest_lanes_per_row, first_case, pairwise
 from tunegen.evaluate.measure import Replay, time_interleaved
@@ -219,7 +221,8 @@ def row(form: Form, tokens: int, target: Target, unfused: Unfused) -> dict[str, 
         "variant": form.problem.rounding,
         "tokens": tokens,
         "config": config,
-        **plain(timings),
+        "us": {name: timing.median for name, timing in timings.items()},
+        "spread_us": {name: timing.spread for name, timing in timings.items()},
     }
 
 
@@ -243,8 +246,8 @@ def main(ops: tuple[str, ...], out: Path | None) -> None:
     if device is None:
         raise click.ClickException("This table is measured: run it on a GPU.")
     target, start = device.target, time.perf_counter()
-    facts = about(device, None)
-    lines = [headline(facts), ""]
+    environment = environment_of(device, "AITER is not compared with", "The best of a few configs each")
+    lines = [str(environment), ""]
     chosen = forms(ops)
     quantisers = [form.quantiser for form in chosen if form.quantiser]
     problems = list(dict.fromkeys([*(form.problem for form in chosen), *quantisers]))
@@ -279,7 +282,7 @@ def main(ops: tuple[str, ...], out: Path | None) -> None:
     if out:
         out.mkdir(parents=True, exist_ok=True)
         write_text_atomically(out / "forms_table.md", "\n".join(lines) + "\n")
-        document = {**facts, "cases": len(futures), "rows": results}
+        document = {**asdict(environment), "cases": len(futures), "rows": results}
         write_text_atomically(out / "forms_table.json", json.dumps(document, indent=1) + "\n")
 
 

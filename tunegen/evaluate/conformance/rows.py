@@ -14,7 +14,6 @@ from tunegen.evaluate.conformance._call import Arguments, Launch, Outputs
 from tunegen.evaluate.conformance._pairwise import pairwise
 from tunegen.evaluate.truth import rmsnorm_mxfp4
 from tunegen.ops import Problem, get_family
-from tunegen.ops.rmsnorm_mxfp4 import RMSNORM_MXFP4
 from tunegen.runtime.families import OPS
 from tunegen.runtime.families.recipe import RECIPES
 from tunegen.runtime.reference.mxfp4 import BLOCK
@@ -31,7 +30,7 @@ LAYOUTS: tuple[Layout, ...] = ("contiguous", "strided", "offset")
 TOKENS = (0, 1, 3, 17, 33, 256)
 # What judges the outputs of each op: problem, arguments, outputs and fewest lanes a row -> what is wrong.
 Truth = Callable[[Problem, Sequence[Any], Sequence[torch.Tensor], int], list[str]]
-TRUTHS: dict[str, Truth] = dict.fromkeys(RMSNORM_MXFP4.ops, rmsnorm_mxfp4.failures)
+TRUTHS: dict[str, Truth] = dict.fromkeys(RECIPES, rmsnorm_mxfp4.failures)
 # Elements between the rows of the "wide" layout: the third row lies past 2^31 elements.
 WIDE_STRIDE = 2**30 + 64
 
@@ -71,12 +70,12 @@ class Case:
 def make_args(case: Case, device: torch.device) -> Arguments:
     """The op's arguments; the same values on every device."""
     op = OPS[case.problem.op]
-    recipe = RECIPES[case.problem.op]
+    recipe = RECIPES.get(case.problem.op)
     generator = torch.Generator().manual_seed(case.seed)
     cpu = torch.device("cpu")
     sizes, dtype = case.problem.sizes, DTYPES[case.dtype]
     args = list(op.inputs(sizes, case.num_tokens, dtype, cpu, generator, case.problem.rounding))
-    if case.fp8:
+    if recipe and case.fp8:
         if len(recipe.layouts) > 1 and "," not in case.problem.rounding:
             args.append(recipe.layouts[0])
         args.append(getattr(torch, case.fp8))
@@ -86,7 +85,7 @@ def make_args(case: Case, device: torch.device) -> Arguments:
     if case.special:
         for i in weights:
             _make_weight_special(args[i], generator)
-        first = rows[:-1] if recipe.second else rows
+        first = rows[:-1] if recipe and recipe.second else rows
         _make_rows_special([args[i] for i in first], case.seed)
         for i in rows[len(first) :]:
             _make_rows_special([args[i]], case.seed + 1)
