@@ -59,11 +59,11 @@ def commands() -> list[tuple[str, str, bool]]:
     found = []
     for page in PAGES:
         for line, within in lines_of(page):
-            command = re.split(r"\s+#\s", line)[0].strip()
-            words = command.split()
-            # The bare name of a command or program is a word of the sentence.
-            if len(words) > 1 and words[0] in PROGRAMS and "|" not in words:
-                found.append((page.name, command, within))
+            for part in re.split(r"\s+#\s", line)[0].split(" && "):
+                words = part.split()
+                # The bare name of a command or program is a word of the sentence.
+                if len(words) > 1 and words[0] in PROGRAMS and "|" not in words:
+                    found.append((page.name, part.strip(), within))
     return list(dict.fromkeys(found))
 
 
