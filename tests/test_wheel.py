@@ -127,9 +127,11 @@ def test_from_wheel_to_pack_and_report(home: Home) -> None:
     assert "Plotly" in page
     assert "found as" in page
     assert "another search" not in page
+    optuna_reads_the_studies_as_they_are(home)
+    another_target_and_another_version_are_said(home)
 
 
-def test_optuna_reads_the_studies_as_they_are(home: Home) -> None:
+def optuna_reads_the_studies_as_they_are(home: Home) -> None:
     """Its dashboard shows them so: parameters, importance, names of objectives."""
     storage = f"sqlite:///{home.folder}/.tunegen/studies.sqlite3"
     (name,) = optuna.get_all_study_names(storage)
@@ -143,7 +145,8 @@ def test_optuna_reads_the_studies_as_they_are(home: Home) -> None:
     assert "num_warps" in shares
 
 
-def test_a_pack_for_another_target_and_one_of_another_version(home: Home) -> None:
+def another_target_and_another_version_are_said(home: Home) -> None:
+    """A pack asked about a GPU that it is not for, and one with a manifest of another version."""
     asked = home.run(home.tunegen, "verify", "--pack", "tunegen_ops", "--target", "sm90", status=1)
     assert "There is nothing to verify for sm90: no kernels of these ops and sizes." in documented(asked)
     explain = "print(tunegen_ops.explain('rmsnorm_mxfp4_quant', 64, device=DeviceKey('sm90', 132, 79), hidden_size=96))"
