@@ -23,7 +23,7 @@ Call = tuple[str, tuple[Any, ...], Any]
 
 
 class _Recorder(Interpreter):
-    """Runs a graph and takes down the calls of custom ops: name, arguments, outputs."""
+    """Runs a graph and takes down the calls of custom ops: name, arguments that are given, outputs."""
 
     def __init__(self, module: GraphModule, calls: list[Call]) -> None:
         super().__init__(module)
@@ -32,8 +32,8 @@ class _Recorder(Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         outputs = super().call_function(target, args, kwargs)
         if isinstance(target, torch._ops.OpOverload) and target.namespace not in ("aten", "prims"):
-            left_out = target._schema.arguments[len(args) :]
-            given = (*args, *(kwargs.get(argument.name, argument.default_value) for argument in left_out))
+            names = [argument.name for argument in target._schema.arguments[len(args) :]]
+            given = (*args, *(kwargs[name] for name in names if name in kwargs))
             self.calls.append((target._schema.name, given, outputs))
         return outputs
 
