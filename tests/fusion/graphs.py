@@ -23,7 +23,10 @@ Call = tuple[str, tuple[Any, ...], Any]
 
 
 class _Recorder(Interpreter):
-    """Runs a graph and takes down the calls of custom ops: name, arguments that are given, outputs."""
+    """Runs a graph and takes down the calls of custom ops: name, arguments, outputs.
+
+    The layout of scales is left out: the pass writes them in rows, and so does the contract's check take them.
+    """
 
     def __init__(self, module: GraphModule, calls: list[Call]) -> None:
         super().__init__(module)
@@ -32,8 +35,9 @@ class _Recorder(Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         outputs = super().call_function(target, args, kwargs)
         if isinstance(target, torch._ops.OpOverload) and target.namespace not in ("aten", "prims"):
-            names = [argument.name for argument in target._schema.arguments[len(args) :]]
-            given = (*args, *(kwargs[name] for name in names if name in kwargs))
+            left_out = target._schema.arguments[len(args) :]
+            filled = (kwargs.get(a.name, a.default_value) for a in left_out if a.name != "scale_layout")
+            given = (*args, *filled)
             self.calls.append((target._schema.name, given, outputs))
         return outputs
 
