@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -62,6 +63,8 @@ def test_kernels_conform(target: Target, judge) -> None:
     pairs = []
     for case in candidates(problems, TOKENS, fp8=target.fp8):
         pairs += [(case, name) for name in configs_of(case.problem, target)]
+    # All would be 50000; what pairs in a fifth of them are missing is not many.
+    pairs = random.Random(target.name).sample(pairs, len(pairs) // 5)
     chosen = pairwise(pairs, lambda pair: (*case_factors(pair[0])[2:], pair[0].problem.op, pair[1]))
     # AMD's kernels differ from NVIDIA's in the width of a warp, in fp8 (gfx942) and in few lines.
     chosen = chosen[:: {"gfx942": 5, "gfx950": 10}.get(target.name, 1)]

@@ -14,7 +14,8 @@ from tunegen.evaluate import interpreter as bf16_interpreter
 @functools.cache
 def prepare() -> None:
     """What AITER's kernels ask of the interpreter and it does not have: arithmetic in bfloat16, which it does on the
-    bits; ``floor`` as a method; ``not`` of a tensor, which it takes for Python's.
+    bits; ``floor`` as a method; ``not`` of a tensor, which it takes for Python's; and assumptions that do not hold
+    (that the number of the first program is above 0), which it checks.
     """
     import triton.language as tl
     from triton.runtime import interpreter
@@ -46,6 +47,10 @@ def prepare() -> None:
         # Of tl, as it is when a kernel runs: the interpreter puts its own there.
         return tl.floor(self)
 
+    def create_assume(self: Any, condition: Any) -> None:
+        pass
+
+    interpreter.InterpreterBuilder.create_assume = create_assume
     interpreter.FunctionRewriter.ast_transformer = Transformer()
     interpreter.InterpreterBuilder.binary_op = binary_op
     tl.tensor.floor = floor

@@ -23,7 +23,7 @@ import importlib
 import importlib.machinery
 import importlib.metadata
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,13 @@ HOMES = {
     "fused_rms_mxfp4_quant": ("quant.fused_mxfp4_quant", "fused_mxfp4_quant"),
     "dynamic_mxfp4_quant": ("quant.quant", "quant"),
     "fused_qk_rope_cat_and_cache_mla": ("fusions.fused_kv_cache", "fused_kv_cache"),
+}
+# Functions of later releases, beside the former: left out where a release has none of them.
+LATER_HOMES = {
+    "fused_reduce_act_mul_and_mxfp4_quant": ("quant.fused_mxfp4_quant",),
+    "dynamic_mxfp8_quant": ("quant.quant",),
+    "dynamic_nvfp4_quant": ("quant.quant",),
+    "dynamic_per_token_quant_fp8_i8": ("quant.quant", "quant"),
 }
 STANDS_FOR_ARCH = "gfx950"
 AMD_OPTIONS = ("waves_per_eu", "matrix_instr_nonkdim", "kpack", "schedule_hint")
@@ -128,7 +135,9 @@ def import_functions(location: Location) -> Functions:
             _put_package_stub(name, location.folder)
         for name, contents in _stand_ins().items():
             _put_stand_in(name, contents)
-        return {name: _import(name, location) for name in HOMES}
+        found = {name: _import(name, location) for name in HOMES}
+        later = (name for name in LATER_HOMES if _home(name, location, LATER_HOMES, required=False))
+        return found | {name: function for name in later if (function := _import_later(name, location))}
 
 
 def import_real_functions(location: Location) -> Functions:
@@ -154,19 +163,30 @@ def _private_modules() -> Iterator[None]:
         sys.modules.update(before)
 
 
-def _home(function: str, location: Location) -> str:
-    """The module that has a function in this release, relative to aiter.ops.triton."""
-    for home in HOMES[function]:
+def _home(
+    function: str, location: Location, homes: Mapping[str, tuple[str, ...]] = HOMES, required: bool = True
+) -> str:
+    """The module that has a function in this release, relative to aiter.ops.triton; empty if it need not have one."""
+    for home in homes[function]:
         if (location.folder / TRITON_FOLDER / Path(*home.split("."))).with_suffix(".py").is_file():
             return home
+    if not required:
+        return ""
     raise UsageError(
-        f"AITER's {function} must be in one of {', '.join(HOMES[function])}; AITER {location.version} in"
+        f"AITER's {function} must be in one of {', '.join(homes[function])}; AITER {location.version} in"
         f" {location.folder} has none of them. Releases 0.1.7 to 0.1.20 have; take one of them."
     )
 
 
-def _import(function: str, location: Location) -> Callable[..., Any]:
-    home = _home(function, location)
+def _import_later(function: str, location: Location) -> Callable[..., Any] | None:
+    """A function of `LATER_HOMES`, unless its module has it not yet."""
+    home = _home(function, location, LATER_HOMES)
+    path = (location.folder / TRITON_FOLDER / Path(*home.split("."))).with_suffix(".py")
+    return _import(function, location, LATER_HOMES) if f"def {function}(" in path.read_text(encoding="utf-8") else None
+
+
+def _import(function: str, location: Location, homes: Mapping[str, tuple[str, ...]] = HOMES) -> Callable[..., Any]:
+    home = _home(function, location, homes)
     parent = home.rpartition(".")[0]
     if parent:
         # Its __init__ imports all that is in it.
