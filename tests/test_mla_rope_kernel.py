@@ -1,5 +1,5 @@
-"""Rendered mla_rope_cache and mla_rope_cache_ kernels do what the numerics contract says, in Triton's interpreter; those
-for gfx950 and gfx942 executed on the CPU from their listings.
+"""Rendered mla_rope_cache and mla_rope_cache_ kernels do what the numerics contract says: in Triton's interpreter, or,
+those for gfx950 and gfx942, executed on the CPU from their listings.
 """
 
 from __future__ import annotations
