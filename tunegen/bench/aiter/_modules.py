@@ -23,7 +23,7 @@ import importlib
 import importlib.machinery
 import importlib.metadata
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +163,9 @@ def _private_modules() -> Iterator[None]:
         sys.modules.update(before)
 
 
-def _home(function: str, location: Location, homes: dict[str, tuple[str, ...]] = HOMES, required: bool = True) -> str:
+def _home(
+    function: str, location: Location, homes: Mapping[str, tuple[str, ...]] = HOMES, required: bool = True
+) -> str:
     """The module that has a function in this release, relative to aiter.ops.triton; empty if it need not have one."""
     for home in homes[function]:
         if (location.folder / TRITON_FOLDER / Path(*home.split("."))).with_suffix(".py").is_file():
@@ -183,7 +185,7 @@ def _import_later(function: str, location: Location) -> Callable[..., Any] | Non
     return _import(function, location, LATER_HOMES) if f"def {function}(" in path.read_text(encoding="utf-8") else None
 
 
-def _import(function: str, location: Location, homes: dict[str, tuple[str, ...]] = HOMES) -> Callable[..., Any]:
+def _import(function: str, location: Location, homes: Mapping[str, tuple[str, ...]] = HOMES) -> Callable[..., Any]:
     home = _home(function, location, homes)
     parent = home.rpartition(".")[0]
     if parent:
