@@ -11,6 +11,7 @@ MODEL ?= deepseek-r1
 BIN := .venv/bin
 BUILD := build
 PYTEST_WORKERS ?= auto
+AITER ?= amd-aiter==0.1.7.post2.dev18
 
 .PHONY: setup tune test test-vllm lint format clean
 
@@ -26,8 +27,13 @@ tune: setup
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --disable-pip-version-check $(BUILD)/pack
 	$(BIN)/tunegen verify --pack tunegen_ops
 
-test: setup
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests
+# AITER's Triton kernels, as an oracle of the tests: beside what is installed, so that nothing else finds it there.
+.venv/aiter: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --upgrade --target $@ $(AITER)
+	@touch $@
+
+test: setup .venv/aiter
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --aiter-root $(CURDIR)/.venv/aiter tests
 
 .venv-vllm/ready: .venv/ready scripts/setup_vllm_venv.py
 	$(BIN)/python scripts/setup_vllm_venv.py .venv-vllm

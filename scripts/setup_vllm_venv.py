@@ -10,9 +10,9 @@ asked for, so that the file is downloaded under its own first. An environment th
 from __future__ import annotations
 
 import os
+import site
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import venv
 from importlib.metadata import version
@@ -39,14 +39,14 @@ def main(folder: Path) -> None:
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
-    site = subprocess.run(
+    folder_of_packages = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         check=True,
         capture_output=True,
         text=True,
     ).stdout.strip()
     # An environment sees the packages of the interpreter that it descends from, not those of another environment.
-    (Path(site) / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    (Path(folder_of_packages) / "outer.pth").write_text("\n".join(site.getsitepackages()) + "\n", encoding="utf-8")
     pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     with tempfile.TemporaryDirectory() as download:
         constraints = Path(download) / "constraints.txt"

@@ -28,8 +28,8 @@ TOKENS = (0, 1, 3, 17, 33, 256)
 # The interpreter takes about 5 ms a segment of a program: what has more of them is left to the GPU. 17 tokens of the
 # largest hidden size are within it in wide segments, and 256 of a small one in tiles of many rows.
 SEGMENTS_INTERPRETED = 80
-# Without a GPU the executor takes 2 ms a row of 7168, and LLVM seconds for kernels of many segments. The full matrix
-# has what is left out here; `test_256_tokens` has the largest token count at every size.
+# The executor takes 2 ms a row of 7168, and LLVM seconds for a kernel of many segments. The full matrix has all of
+# them; `test_256_tokens` has the largest token count at every size.
 SEGMENTS_COMPILED = 10
 ELEMENTS_EXECUTED = 33 * 7168
 # A wide and a narrow one each.

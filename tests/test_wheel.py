@@ -18,6 +18,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from quotes import documented
 
 ROOT = Path(__file__).resolve().parent.parent
 OP = "rmsnorm_mxfp4_quant"
@@ -144,16 +145,18 @@ def test_optuna_reads_the_studies_as_they_are(home: Home) -> None:
 
 def test_a_pack_for_another_target_and_one_of_another_version(home: Home) -> None:
     asked = home.run(home.tunegen, "verify", "--pack", "tunegen_ops", "--target", "sm90", status=1)
-    assert "There is nothing to verify for sm90: no kernels of these ops and sizes." in asked
+    assert "There is nothing to verify for sm90: no kernels of these ops and sizes." in documented(asked)
     explain = "print(tunegen_ops.explain('rmsnorm_mxfp4_quant', 64, device=DeviceKey('sm90', 132, 79), hidden_size=96))"
     code = f"import tunegen_ops; from tunegen_ops.runtime.device import DeviceKey; {explain}"
     told = home.run(home.python, "-W", "error", "-c", code)
     assert "runs      the reference in PyTorch" in told
     assert "tunegen_ops is not tuned for rmsnorm_mxfp4_quant, hidden_size 96, on sm90" in told
     assert "tunegen tune" in told
+    documented(told.rpartition("note")[2])
 
     (manifest,) = home.environment.glob("lib/python*/site-packages/tunegen_ops/manifest.json")
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 0'))
     for command in ([home.tunegen, "verify", "--pack", "tunegen_ops"], [home.python, "-c", "import tunegen_ops"]):
         said = home.run(*command, status=1)
         assert re.search(r"manifest\.json.* must have format 1; it has 0.*tunegen emit", said), said
+        documented(said.splitlines()[-1])

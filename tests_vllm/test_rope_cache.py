@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from graphs import Compiled
+from packs import ask_for_h100
 from ropes import interleaved
 from test_pass import config_with, managed, run_all
 from torch import Tensor
@@ -92,14 +93,7 @@ def check_outputs(compiled: Any, tokens: int) -> None:
 @pytest.fixture
 def _h100(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pack is asked what it has for an H100: kernels of the norms, and none of RoPE."""
-    support = importlib.import_module(f"{NAME}.runtime.fusion.support").Support
-    key = importlib.import_module(f"{NAME}.runtime.device").DeviceKey("sm90", 132, 79)
-
-    def check(self: Any, op: str, variant: str, device: torch.device, **shape: int) -> None:
-        if not self._allow_reference:
-            self.check_key(op, variant, key, **shape)
-
-    monkeypatch.setattr(support, "check", check)
+    ask_for_h100(NAME, monkeypatch)
 
 
 def test_rope_and_update(pack: ModuleType) -> None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,18 +22,18 @@ from click.testing import CliRunner, Result
 from interpreting_aiter import prepare
 
 from tunegen import targets
-from tunegen.bench.aiter import Aiter
-from tunegen.bench.compare import Row
+from tunegen.bench.compare import Judge, Row
 from tunegen.bench.plot import plot
 from tunegen.bench.report import Environment
 from tunegen.configs import TunedBucket, TunedEntry, load_entries, save_entries
-from tunegen.errors import TunegenError, UsageError
+from tunegen.errors import BenchError, TunegenError, UsageError
 from tunegen.evaluate import interpreter as bf16_interpreter
 from tunegen.evaluate.conformance import Case
 from tunegen.evaluate.measure import Timing
 from tunegen.oppack import emit_pack
 from tunegen.ops import FAMILIES, Family, Problem, get_family
 from tunegen.runtime.families import OPS
+from tunegen.runtime.families.recipe import RECIPES
 from tunegen.targets import Device, get_target
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -87,7 +87,7 @@ def prepared(changes: dict[str, Any]) -> dict[str, Any]:
     torch.compile = lambda function, **_: function  # type: ignore[assignment]
     targets.present_device = lambda index=0: Device(0, "an interpreted H100", TARGET.device, TARGET)
     for family in FAMILIES:
-        take_few_twins(type(family))
+        take_one_twin(type(family))
     modules = ("line", "compare", "report", "run", "baselines", "aiter.ops")
     for module in (importlib.import_module(f"tunegen.bench.{name}") for name in modules):
         put(module, stand_ins)
@@ -125,10 +125,10 @@ class OneProcess:
         return future
 
 
-def take_few_twins(family: type[Family]) -> None:
+def take_one_twin(family: type[Family]) -> None:
     every = family.twin_configs
     # The process that this runs in is this test's alone.
-    family.twin_configs = lambda self, *given: every(self, *given)[::8]  # type: ignore[method-assign]
+    family.twin_configs = lambda self, *given: every(self, *given)[:1]  # type: ignore[method-assign]
 
 
 def put(module: ModuleType, stand_ins: dict[str, Any]) -> None:
@@ -145,20 +145,6 @@ def in_child(name: str, changes: dict[str, Any], arguments: Sequence[Any]) -> tu
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=bf16_interpreter.start_worker) as pool:
         return pool.submit(outcome, name, changes, arguments).result()
-
-
-def some_aiter(root: Path | None) -> Aiter:
-    return Aiter("0", "a baseline", {})
-
-
-def rotates_and_writes_no_cache(aiter: str, args: Sequence[Any], outputs: Any) -> Any:
-    return OPS["mla_rope_cache"].reference(*args[:6], args[6].clone(), *args[7:])
-
-
-def writes_next_slot_too(aiter: str, args: Sequence[Any], outputs: Any) -> Any:
-    given = OPS["mla_rope_cache"].reference(*args)
-    args[6].view(-1, args[6].shape[-1])[args[7] + 1] = 0
-    return given
 
 
 def outcome(name: str, changes: dict[str, Any], arguments: Sequence[Any]) -> tuple[int, str]:
@@ -226,23 +212,6 @@ def test_f3_table(tmp_path: Path, aiter_arguments: list[str]) -> None:
     assert ("aiter" in written["rows"][0]["us"]) == compared
 
 
-@pytest.mark.parametrize(
-    ("baseline", "found"),
-    [
-        pytest.param(rotates_and_writes_no_cache, "kv_cache of kv_c", id="no cache"),
-        pytest.param(writes_next_slot_too, "kv_cache of other slots", id="another slot"),
-    ],
-)
-def test_a_wrong_baseline_is_not_timed(tmp_path: Path, baseline: Any, found: str) -> None:
-    save_entries(tmp_path, [])
-    changes = {"ROWS": ((4, "none", (1,)),), "load_aiter": some_aiter, "mla_rope_cache": baseline}
-    code, output = in_child("f3_table", changes, ["--configs", tmp_path])
-    assert code == 1
-    assert "1 tokens: aiter does not compute what the op does: kv_cache of" in output
-    assert found in output
-    assert tables(output) == []
-
-
 def test_f2_table(tmp_path: Path, aiter_arguments: list[str]) -> None:
     code, output = in_child("f2_table", {"TOKENS": (1,)}, ["--json", tmp_path / "f2.json", *aiter_arguments])
     assert code == 0, output
@@ -279,10 +248,95 @@ def test_forms_table(tmp_path: Path) -> None:
     assert [row["op"] for row in written["rows"]] == [line[0].partition(",")[0] for line in lines]
 
 
-def test_a_folder_without_aiter_ends_a_script(tmp_path: Path) -> None:
-    code, output = in_child("f3_table", {}, ["--aiter-root", tmp_path])
-    assert code == 1
-    assert f"must hold aiter/ops/triton; {tmp_path} does not" in output
+# --- What is wrong is not timed ---
+
+ROPE_SIZES = {"num_heads": 4, "kv_lora_rank": 64, "rope_dim": 16}
+
+
+def judge_of(op: str, variant: str = "none") -> tuple[Judge, list[Any]]:
+    sizes = dict(zip(OPS[op].sizes, (256, 64), strict=False)) if op in RECIPES else ROPE_SIZES
+    problem = Problem.of(op, sizes, variant)
+    workload = CpuWorkload(problem, 5)
+    # What of a line is judged.
+    line: Any = SimpleNamespace(problem=problem, tokens=5, workload=workload)
+    return Judge(line), list(workload.inputs[0])
+
+
+def without_cache(args: list[Any], at: int) -> list[Any]:
+    return [arg.clone() if index == at else arg for index, arg in enumerate(args)]
+
+
+def next_slot_too(op: str, args: list[Any], cache: int, slots: int) -> Any:
+    given = OPS[op].reference(*args)
+    args[cache].view(-1, args[cache].shape[-1])[args[slots] + 1] = 0
+    return given
+
+
+def half_of_it(op: str, args: list[Any]) -> Any:
+    q, *rest = OPS[op].reference(*args)
+    q[2:] = 0
+    return q, *rest
+
+
+WRONG: dict[str, tuple[str, str, Callable[..., Any], str]] = {
+    "no cache": (
+        *("mla_rope_cache", "none"),
+        lambda args, _: OPS["mla_rope_cache"].reference(*without_cache(args, 6)),
+        "kv_cache of kv_c",
+    ),
+    "another slot": (
+        *("mla_rope_cache", "none,fp8"),
+        lambda args, _: next_slot_too("mla_rope_cache", args, 6, 7),
+        "kv_cache of other slots",
+    ),
+    "no cache, in place": (
+        *("mla_rope_cache_", "act"),
+        lambda args, _: OPS["mla_rope_cache_"].reference(*without_cache(args, 7)),
+        "kv_cache of kv_c",
+    ),
+    "no rotation, in place": (
+        *("mla_rope_cache_", "act"),
+        lambda args, _: OPS["mla_rope_cache_"].reference(*without_cache(args, 1)),
+        "q_out of q_pe",
+    ),
+    "half of it": (
+        *("rmsnorm_add_mxfp4_quant", "none"),
+        lambda args, _: half_of_it("rmsnorm_add_mxfp4_quant", args),
+        "blocks of codes",
+    ),
+    "nothing": (*("dynamic_mxfp4_quant", "none"), lambda _, outputs: outputs, "scales"),
+    "nothing, in another form": (
+        *("rmsnorm_fp8_group_quant", "output,columns"),
+        lambda _, outputs: outputs,
+        "scales",
+    ),
+    "half of it, in another form": (
+        *("dual_rmsnorm_add_and_mxfp4_quant", "none,shuffled"),
+        lambda args, _: half_of_it("dual_rmsnorm_add_and_mxfp4_quant", args),
+        "code magnitudes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_baseline_is_not_timed(name: str) -> None:
+    op, variant, wrong, found = WRONG[name]
+    judge, args = judge_of(op, variant)
+    before = [arg.clone() for arg in args if isinstance(arg, torch.Tensor)]
+    judge.check("right", lambda args, _: OPS[op].reference(*args), variant)
+    with pytest.raises(BenchError, match=f"5 tokens: AITER does not compute what the op does: .*{found}"):
+        judge.check("AITER", wrong, variant)
+    after = [arg for arg in args if isinstance(arg, torch.Tensor)]
+    assert all(
+        torch.equal(*(t.contiguous().view(torch.uint8) for t in pair)) for pair in zip(before, after, strict=True)
+    )
+
+
+def test_a_folder_without_aiter_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "present_device", lambda index=0: Device(0, "a GPU", TARGET.device, TARGET))
+    command = importlib.import_module("tunegen.cli.bench").bench
+    result = CliRunner().invoke(command, ["--hidden-size", "96", "--aiter-root", str(tmp_path)])
+    assert f"must hold aiter/ops/triton; {tmp_path} does not" in str(result.exception)
 
 
 # --- tunegen bench ---

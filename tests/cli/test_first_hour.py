@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from quotes import documented
 
 from tunegen.cli import _group, cli
 from tunegen.configs import load_entries, save_entries
-from tunegen.errors import TunedFileError, UsageError
+from tunegen.errors import TunegenError
 from tunegen.paths import tuned_configs_dir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,10 +36,15 @@ main()
 
 
 def message(*arguments: str) -> str:
-    """What a command says, that a user can mend."""
+    """What a command says, that a user can mend, and that the documentation has."""
     done = CliRunner().invoke(cli, arguments)
-    assert isinstance(done.exception, UsageError), (done.output, done.exception)
-    return str(done.exception)
+    assert isinstance(done.exception, TunegenError), (done.output, done.exception)
+    return documented(str(done.exception))
+
+
+def test_wrong_names() -> None:
+    assert "Did you mean" in message("render", "rmsnorm_mxfp4", "--hidden-size", "512")
+    assert "--model NAME" in message("tune")
 
 
 def test_versions_are_those_of_the_project() -> None:
@@ -53,6 +59,7 @@ def test_a_package_is_missing(package: str) -> None:
     done = subprocess.run([sys.executable, *code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 1
     assert re.match(rf"Error: tunegen needs {package} [\d.]+ or newer; none is installed\. .*{package}", done.stderr)
+    documented(done.stderr.removeprefix("Error: "))
 
 
 @pytest.mark.parametrize(("package", "version"), [("torch", "2.7.1+cu126"), ("triton", "3.5.1")])
@@ -86,8 +93,7 @@ def test_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (("tune", *SMALL, "--evidence", "measured", "--out", str(tmp_path)), "needs a gfx942 GPU; there is no GPU"),
         (("tune", *SMALL, "--devices", "0"), "--devices names GPU 0, but there is no GPU here"),
     ):
-        done = CliRunner().invoke(cli, list(arguments))
-        assert said in str(done.exception)
+        assert said in message(*arguments)
 
 
 @pytest.fixture
@@ -181,6 +187,5 @@ def test_a_damaged_tuned_configs_file(text: str, said: str, tmp_path: Path) -> N
         ("report", "--out", str(tmp_path / "page.html")),
         ("emit", "--out", str(tmp_path / "p")),
     ):
-        done = CliRunner().invoke(cli, [*command, "--configs", str(tmp_path)])
-        assert isinstance(done.exception, TunedFileError)
-        assert re.search(rf"{re.escape(str(file))}.*{said}", str(done.exception)), done.exception
+        found = message(*command, "--configs", str(tmp_path))
+        assert re.search(rf"{re.escape(str(file))}.*{said}", found), found

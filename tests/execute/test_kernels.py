@@ -7,10 +7,8 @@ at the ends of the documented error of approximations too.
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,8 +49,19 @@ def random_config(problem: Problem, target: Target, chooser: random.Random) -> C
             return config
 
 
-def work_of(op: str, target: Target, count: int) -> list[Work]:
-    """Random cases in as many random configs, every rounding (variant) that there is among them in turn."""
+def of_each_rounding(variants: list[Problem], index: int, full: bool) -> list[Problem]:
+    """Of the variants of a problem one in turn, or one of each rounding, with other flags in turn."""
+    roundings = list(dict.fromkeys(variant.rounding.partition(",")[0] for variant in variants))
+    chosen = []
+    for number, rounding in enumerate(roundings):
+        alike = [variant for variant in variants if variant.rounding.partition(",")[0] == rounding]
+        if full or number == index % len(roundings):
+            chosen.append(alike[index // len(roundings) % len(alike)])
+    return chosen
+
+
+def work_of(op: str, target: Target, count: int, full: bool = False) -> list[Work]:
+    """Random cases in as many random configs, every rounding and variant in turn, or all roundings of each config."""
     chooser = random.Random(f"{op} {target.name}")
     family = get_family(op)
     if op in ROWS_OPS:
@@ -67,25 +76,19 @@ def work_of(op: str, target: Target, count: int) -> list[Work]:
     work = []
     for index in range(count):
         shape = shapes[index % len(shapes)]
-        rounding = variants[(index // len(shapes) + index) % len(variants)].rounding
-        problem = family.canonical_problem(Problem.of(op, shape, rounding))
-        config = random_config(problem, target, chooser)
-        cases = candidates([problem], [chooser.choice(TOKENS)], target)
-        work.append((target, chooser.choice(cases), config))
+        config: Config | None = None
+        for variant in of_each_rounding(variants, index, full):
+            problem = family.canonical_problem(Problem.of(op, shape, variant.rounding))
+            if config is None or not family.valid(problem, target, config):
+                config = random_config(problem, target, chooser)
+            cases = candidates([problem], [chooser.choice(TOKENS)], target)
+            work.append((target, chooser.choice(cases), config))
     return work
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kernels")
-
-
-@pytest.fixture(scope="module")
-def executor(pytestconfig: pytest.Config) -> Iterator[Executor]:
-    """Processes that compile and execute; they start with the first case."""
-    workers = 1 if hasattr(pytestconfig, "workerinput") else os.cpu_count() or 2
-    with Executor(workers) as pool:
-        yield pool
 
 
 def failures(executor: Executor, folder: Path, work: list[Work], options: Options | None = None) -> list[str]:
@@ -107,8 +110,8 @@ def failures(executor: Executor, folder: Path, work: list[Work], options: Option
 
 
 @pytest.mark.parametrize("op", [*ROWS_OPS, *ROPE_OPS])
-def test_random_configs_conform_on_gfx950(op: str, executor: Executor, folder: Path) -> None:
-    assert failures(executor, folder, work_of(op, GFX950, CONFIGS_EACH)) == []
+def test_random_configs_conform_on_gfx950(op: str, executor: Executor, folder: Path, full_matrix: bool) -> None:
+    assert failures(executor, folder, work_of(op, GFX950, CONFIGS_EACH, full_matrix)) == []
 
 
 @pytest.mark.parametrize("op", [*ROWS_OPS, *ROPE_OPS])
@@ -116,8 +119,8 @@ def test_random_configs_conform_on_gfx942(op: str, executor: Executor, folder: P
     assert failures(executor, folder, work_of(op, GFX942, 4)) == []
 
 
-def test_shipped_winners_conform_on_gfx950(executor: Executor, folder: Path) -> None:
-    """Every tuned config of gfx950 at the size that it was tuned for, each in another rounding.
+def test_shipped_winners_conform_on_gfx950(executor: Executor, folder: Path, full_matrix: bool) -> None:
+    """Every tuned config of gfx950 at the size that it was tuned for, each in another rounding, or in all of them.
 
     One tuned before a knob was there has the knob's default.
     """
@@ -130,8 +133,9 @@ def test_shipped_winners_conform_on_gfx950(executor: Executor, folder: Path) -> 
         tuned = [{name: value for name, value in b.config.items() if name in names} for b in entry.buckets]
         configs = {config_key(c): c for c in (family.resolve(entry.problem, GFX950, given) for given in tuned)}
         for index, config in enumerate(configs.values()):
-            cases = candidates([served[index % len(served)]], [chooser.choice((1, 3))], GFX950)
-            work.append((GFX950, chooser.choice(cases), config))
+            for problem in of_each_rounding(served, index, full_matrix):
+                cases = candidates([problem], [chooser.choice((1, 3))], GFX950)
+                work.append((GFX950, chooser.choice(cases), config))
     assert {case.problem.op for _, case, _ in work} >= set(ROWS_OPS)
     assert failures(executor, folder, work) == []
 

@@ -114,18 +114,18 @@ MUTATIONS: dict[str, tuple[Callable[[str], str], str]] = {
         ),
         STATES,
     ),
-    "wait states before DPP dropped": (dropped("s_nop 1", 0), STATES),
+    "wait states before DPP dropped": (dropped("s_nop 1", 1), STATES),
     "approximation used at once": (
         replaced(r"(v_rsq_f32_e32 (v\d+), v\d+\n)", r"\1\tv_add_f32_e32 \2, 0, \2\n"),
         STATES,
     ),
     "lane mask: first wave's lanes for the first lane's": (
-        replaced(r"v_cmp_gt_u32_e64 (s\[\d+:\d+\]), 8, v0", r"v_cmp_gt_u32_e64 \1, 7, v0"),
+        replaced(r"v_cmp_gt_u32_e32 vcc, 8, v0", r"v_cmp_gt_u32_e32 vcc, 7, v0"),
         WRONG,
     ),
     "lane mask: never restored": (replaced(r"s_or_b64 exec, exec, s\[\d+:\d+\]", "s_nop 0", 0), f"{WRONG}|{RACE}"),
     "lane mask: not applied": (
-        replaced(r"s_and_saveexec_b64 (s\[\d+:\d+\]), s\[\d+:\d+\]", r"s_mov_b64 \1, exec", 1),
+        replaced(r"s_and_saveexec_b64 (s\[\d+:\d+\]), vcc", r"s_mov_b64 \1, exec", 1),
         "bytes of LDS",
     ),
     "row mask of DPP": (replaced("row_bcast:31 row_mask:0xf", "row_bcast:31 row_mask:0x7", 0), WRONG),
@@ -147,13 +147,13 @@ MUTATIONS: dict[str, tuple[Callable[[str], str], str]] = {
         f"{WRONG}|{OUTSIDE}",
     ),
     "offset of a row": (
-        replaced(r"s_mul_i32 (s\d+), (s\d+), 0x3800", r"s_mul_i32 \1, \2, 0x3802"),
+        replaced(r"s_mul_i32 (s\d+), (s\d+), 0x1c00", r"s_mul_i32 \1, \2, 0x1c02"),
         f"{WRONG}|{OUTSIDE}",
     ),
     "store dropped": (dropped("buffer_store_byte", 0), "not written"),
     "LDS address of another wave": (replaced(r"s_and_b32 (s\d+), \1, 28", r"s_and_b32 \1, \1, 24"), f"{RACE}|stays"),
     "register never written": (
-        replaced(r"v_max_i32_e32 (v\d+), (v\d+), (v\d+)", r"v_max_i32_e32 \1, \2, v255", 4),
+        replaced(r"v_maximum3_f32 (v\d+), (v\d+), v\d+, v\d+", r"v_maximum3_f32 \1, \2, v255, v255", 1),
         WRONG,
     ),
     "scalar used too soon by a vector instruction": (
@@ -163,8 +163,8 @@ MUTATIONS: dict[str, tuple[Callable[[str], str], str]] = {
         STATES,
     ),
     "an instruction that is not known": (
-        replaced(r"v_max3_i32", "v_max4_i32", 0),
-        "does not know the opcode v_max4_i32",
+        replaced(r"v_maximum3_f32", "v_maximum4_f32", 0),
+        "does not know the opcode v_maximum4_f32",
     ),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ import torch
 from bench_of_instructions import EDGES, edges, run, same_floats, set_exec, waves_of, words
 
 from tunegen.execute.errors import ListingError
+from tunegen.execute.small_floats import from_bfloat16, from_half
 
 M32 = 0xFFFFFFFF
 
@@ -236,6 +237,26 @@ def test_fma_next_to_a_tie(sign: int, exponent: int) -> None:
             assert waves.v[4][0, 0] == waves.v[3][0, 0]
 
 
+def test_maximum3_keeps_nan_and_puts_plus_zero_above() -> None:
+    rng = np.random.default_rng(12)
+    waves = waves_of(4)
+    a, b, c = values = [edges(rng) for _ in range(3)]
+    for i, value in enumerate(values, 1):
+        waves.v[i] = value.view(np.uint32)
+    run(waves, "v_maximum3_f32 v4, v1, v2, v3", "v_maximum3_f32 v5, |v1|, -v2, v2")
+    for register, one, two, three in ((4, a, b, c), (5, np.abs(a), -b, b)):
+        got = waves.v[register].view("f4")
+        for at in np.ndindex(4, 64):
+            of = [float(x[at]) for x in (one, two, three)]
+            if any(np.isnan(of)):
+                assert np.isnan(got[at])
+            else:
+                largest = max(of, key=lambda x: (x, not np.signbit(x)))
+                assert (got[at], np.signbit(got[at])) == (largest, np.signbit(largest))
+    with pytest.raises(ListingError, match="does not know the opcode"):
+        run(waves_of(arch="gfx942"), "v_maximum3_f32 v4, v1, v2, v3", arch="gfx942")
+
+
 def test_min_max_med_of_nan() -> None:
     waves = waves_of()
     nan, snan = np.uint32(0x7FC00001), np.uint32(0x7F800001)
@@ -256,6 +277,25 @@ def test_min_max_med_of_nan() -> None:
     waves.v[3] = np.full((1, 64), np.float32(5).view(np.uint32))
     run(waves, "v_med3_f32 v4, v1, v2, v3")
     assert (waves.v[4] == one).all()
+
+
+def test_min_max_med_of_three_halves() -> None:
+    rng = np.random.default_rng(13)
+    waves = waves_of(4)
+    for i in (1, 2, 3):
+        with np.errstate(all="ignore"):
+            waves.v[i] = edges(rng).astype(np.float16).view(np.uint16).astype(np.uint32)
+    values = [waves.v[i].astype(np.uint16).view(np.float16).astype(np.float64) for i in (1, 2, 3)]
+    numbers = ~np.isnan(values).any(axis=0)
+    a, b, c = (np.abs(values[0]), values[1], values[2])
+    for name, expected in (
+        ("max3", np.max([a, b, c], axis=0)),
+        ("min3", np.min([a, b, c], axis=0)),
+        ("med3", np.sort([a, b, c], axis=0)[1]),
+    ):
+        run(waves, f"v_{name}_f16 v4, |v1|, v2, v3")
+        got = (waves.v[4] & 0xFFFF).astype(np.uint16).view(np.float16).astype(np.float64)
+        assert (got == expected)[numbers].all()
 
 
 @pytest.mark.parametrize("ulps", [-1, 0, 1])
@@ -426,6 +466,24 @@ def test_conversion_to_fp4(byte: int) -> None:
                 else:
                     nearest = 7
                 assert code == nearest | (8 if np.signbit(value) else 0)
+
+
+@pytest.mark.parametrize("form", ["bf16", "f16"])
+def test_conversion_of_16_bits_to_fp4_is_that_of_the_same_fp32_values(form: str) -> None:
+    pairs = np.random.default_rng(9).integers(0, 2**32, (4, 64), np.uint32)
+    pairs[0, :16] = [0x80000000, 0x00018001, 0x7F80FF80, 0x7FC0FFC1, 0x7C00FC00, 0x7E01FE00, 0x3F803F40, 0x7F7F7BFF] * 2
+    unpack = {"bf16": from_bfloat16, "f16": from_half}[form]
+    for exponent in (0, 1, 120, 127, 200, 254):
+        waves = waves_of(4)
+        waves.v[1] = pairs
+        waves.v[2], waves.v[3] = (unpack(half).view(np.uint32) for half in (pairs & 0xFFFF, pairs >> np.uint32(16)))
+        waves.v[4] = np.full((4, 64), exponent << 23, np.uint32)
+        waves.v[5] = waves.v[6] = np.zeros((4, 64), np.uint32)
+        for select in (" op_sel:[0,0,1,0]", " op_sel:[0,0,1,1]"):
+            run(waves, f"v_cvt_scalef32_pk_fp4_{form} v5, v1, v4{select}", "s_nop 0")
+            run(waves, f"v_cvt_scalef32_pk_fp4_f32 v6, v2, v3, v4{select}", "s_nop 0")
+        assert waves.v[5].any()
+        assert (waves.v[5] == waves.v[6]).all()
 
 
 def test_fp4_of_an_unusable_scale_and_from_bfloat16() -> None:

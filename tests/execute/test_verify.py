@@ -28,7 +28,7 @@ def test_verify_executes_gfx950_without_a_gpu(tmp_path: Path) -> None:
         cli, ["tune", *which, *how, "--storage", f"sqlite:///{tmp_path}/studies.sqlite3"], catch_exceptions=False
     )
     assert tuned.exit_code == 0, tuned.output
-    result = CliRunner().invoke(cli, ["verify", *which, "--execute", "--configs", out], catch_exceptions=False)
+    result = CliRunner().invoke(cli, ["verify", *which, "--configs", out], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "executed (functional), not timed" in " ".join(result.output.split())
     assert "software conversion" not in result.output

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 from tunegen.codegen.render import template_hash
 from tunegen.configs import TunedBucket, TunedEntry
@@ -37,3 +42,16 @@ def emit_for_tests(out: Path, name: str, hidden_size: int = 96, **knobs: int) ->
             )
         )
     return emit_pack(entries, out, name=name).path
+
+
+def ask_for_h100(name: str, patch: pytest.MonkeyPatch) -> None:
+    """Has a pack's passes be answered what it has for an H100, though the graphs are on the CPU."""
+    support = importlib.import_module(f"{name}.runtime.fusion.support").Support
+    key = importlib.import_module(f"{name}.runtime.device").DeviceKey("sm90", 132, 79)
+
+    def check(self: Any, op: str, variant: str, device: torch.device, **shape: int) -> None:
+        assert device.type == "cpu"
+        if not self._allow_reference:
+            self.check_key(op, variant, key, **shape)
+
+    patch.setattr(support, "check", check)

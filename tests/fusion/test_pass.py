@@ -6,6 +6,7 @@ import importlib
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from graphs import Compiled
-from packs import emit_for_tests
+from packs import ask_for_h100, emit_for_tests
 from producers import added, hugging_face
 from torch import Tensor
 from torch._inductor import config as inductor_config
@@ -30,9 +31,9 @@ PLAIN = "rms_norm -> dynamic_mxfp4_quant"
 class Model(torch.nn.Module):
     """A transposed product, so that the layout is not Inductor's to choose, a sum, a norm and a quantiser."""
 
-    def __init__(self, pack: ModuleType) -> None:
+    def __init__(self, pack: ModuleType, size: int = N) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.rand(N).bfloat16(), requires_grad=False)
+        self.weight = torch.nn.Parameter(torch.rand(size).bfloat16(), requires_grad=False)
         self.pack = pack
 
     def forward(self, x: Tensor, residual: Tensor) -> Any:
@@ -40,9 +41,9 @@ class Model(torch.nn.Module):
         return *self.pack.dynamic_mxfp4_quant(y), total
 
 
-def inputs(tokens: int) -> tuple[Tensor, Tensor]:
+def inputs(tokens: int, size: int = N) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(tokens)
-    x, residual = torch.randn(2, tokens, N, generator=generator).bfloat16()
+    x, residual = torch.randn(2, tokens, size, generator=generator).bfloat16()
     return x, residual
 
 
@@ -152,3 +153,16 @@ def test_no_kernels_for_a_size(pack: ModuleType) -> None:
             check.check_key(op, "output", device_key("gfx942", 304, 192), hidden_size=N)
     with pytest.raises(support.NoMatchError, match="of type xpu"):
         check.check("rmsnorm_mxfp4_quant", "none", torch.device("xpu"), hidden_size=N)
+    support.Support(pack._pack.table, True).check("rmsnorm_mxfp4_quant", "none", torch.device("xpu"), hidden_size=N)
+
+
+def test_a_graph_without_kernels_is_left_alone(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask_for_h100("fusion_ops", monkeypatch)
+    for size, allowed, counts in ((N, False, {ADD: 1}), (128, False, {}), (128, True, {ADD: 1})):
+        fusion = pack.fusion.FusionPass(allow_reference=allowed)
+        compiled = Compiled(Model(pack, size), fusion)
+        with nullcontext() if counts else pytest.warns(pack.TunegenPackWarning, match="no kernels of rmsnorm"):
+            compiled(*inputs(33, size))
+        assert fusion.report().counts() == counts
+        assert (compiled.ops()["aten::rsqrt"] == 0) == bool(counts)
+    assert pack.fusion.FusionPass().uuid() != fusion.uuid()

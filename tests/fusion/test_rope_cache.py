@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +11,7 @@ import foreign_ops
 import pytest
 import torch
 from graphs import Compiled
+from packs import ask_for_h100
 from ropes import ROPES, interleaved, to_halves
 from torch import Tensor
 from torch._inductor import config as inductor_config
@@ -95,6 +97,7 @@ def check(model: Model, compiled: Compiled, given: list[Tensor]) -> None:
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [*((name, torch.bfloat16) for name in ROPES), ("interleaved", torch.float16), ("fp32", torch.float16)],
+    ids=[*ROPES, "interleaved-fp16", "fp32-fp16"],
 )
 def test_rope(pack: ModuleType, name: str, dtype: torch.dtype) -> None:
     rope = ROPES[name]
@@ -225,6 +228,20 @@ def test_fp8_cache_of_unrounded_rope_is_left_alone(pack: ModuleType) -> None:
     with pytest.warns(pack.TunegenPackWarning, match="no rounding of the pack is that"):
         compiled = Compiled(model, pack.fusion.FusionPass(), dynamic=None)
         check(model, compiled, inputs(33, 1, torch.bfloat16, torch.float32, torch.float8_e4m3fn))
+
+
+def test_no_kernels(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pack of these tests has kernels of norms alone."""
+    ask_for_h100("fusion_ops", monkeypatch)
+    model = Model(rope=interleaved, namespace="_C_cache_ops", dtype=torch.bfloat16)
+    for allowed in (False, True):
+        fusion = pack.fusion.FusionPass(allow_reference=allowed)
+        compiled = Compiled(model, fusion, dynamic=None)
+        about = pytest.warns(pack.TunegenPackWarning, match=f"no kernels of mla_rope_cache, num_heads {H}")
+        with nullcontext() if allowed else about:
+            compiled(*inputs(33, 1, torch.bfloat16, torch.bfloat16, torch.bfloat16))
+        assert fusion.report().counts() == ({FUSED: 1} if allowed else {})
+        assert compiled.ops()["fusion_ops::mla_rope_cache"] == allowed
 
 
 def test_cache_op_of_the_pack(pack: ModuleType) -> None:

@@ -10,6 +10,87 @@ import triton.language as tl
 
 
 @triton.jit
+def word_of(low, high):
+    """Two values of 16 bits as a word."""
+    low = low.to(tl.uint16, bitcast=True).to(tl.uint32)
+    high = high.to(tl.uint16, bitcast=True).to(tl.uint32)
+    return (low | (high << 16)).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def load_words(
+    row_ptr,
+    START: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PAIRS: tl.constexpr,
+    POLICY: tl.constexpr,
+):
+    """Columns START to START + WIDTH as words.
+
+    PAIRS: they are bfloat16 on a four-byte boundary.
+    """
+    if PAIRS:
+        columns = START // 2 + tl.arange(0, WIDTH // 2)
+        words = tl.load(row_ptr.to(tl.pointer_type(tl.int32)) + columns, eviction_policy=POLICY)
+    else:
+        columns = START + tl.arange(0, WIDTH)
+        values = tl.load(row_ptr + columns, eviction_policy=POLICY)
+        low, high = tl.split(tl.reshape(values, (WIDTH // 2, 2)))
+        words = word_of(low, high)
+    return words
+
+
+@triton.jit
+def pair_of(low, high):
+    """Two fp32 values as a pair."""
+    low = low.to(tl.uint32, bitcast=True).to(tl.uint64)
+    high = high.to(tl.uint32, bitcast=True).to(tl.uint64)
+    return low | (high << 32)
+
+
+@triton.jit
+def halves_of(pairs):
+    """The inverse of pair_of."""
+    low = pairs.to(tl.uint32).to(tl.float32, bitcast=True)
+    high = (pairs >> 32).to(tl.uint32).to(tl.float32, bitcast=True)
+    return low, high
+
+
+@triton.jit
+def widened(words, ACT: tl.constexpr):
+    """Words of ACT as pairs."""
+    if ACT == tl.bfloat16:
+        low = (words << 16).to(tl.float32, bitcast=True)
+        high = (words & -0x10000).to(tl.float32, bitcast=True)
+    else:
+        low = words.to(tl.uint16).to(ACT, bitcast=True).to(tl.float32)
+        high = (words >> 16).to(tl.uint16).to(ACT, bitcast=True).to(tl.float32)
+    return pair_of(low, high)
+
+
+@tl.core.extern
+def rounded_word(low, high, act, _semantic=None):
+    """Two fp32 values as a word of act, to nearest even: one instruction, where LLVM puts halves together by another."""
+    form = "bf16" if tl.core._unwrap_if_constexpr(act) == tl.bfloat16 else "f16"
+    return tl.inline_asm_elementwise(
+        f"v_cvt_pk_{form}_f32 $0, $1, $2",
+        "=v,v,v",
+        [low, high],
+        dtype=tl.int32,
+        is_pure=True,
+        pack=1,
+        _semantic=_semantic,
+    )
+
+
+@triton.jit
+def rounded(pairs, ACT: tl.constexpr):
+    """Pairs as words of ACT, to nearest even."""
+    low, high = halves_of(pairs)
+    return rounded_word(low, high, ACT)
+
+
+@triton.jit
 def load_row(
     row_ptr,
     START: tl.constexpr,
@@ -17,50 +98,81 @@ def load_row(
     PAIRS: tl.constexpr,
     POLICY: tl.constexpr,
 ):
-    """Columns START to START + WIDTH as fp32.
-
-    PAIRS: the values are bfloat16 on a four-byte boundary. Two are loaded as one word, whose halves take one
-    operation each to widen; values loaded one by one take three for two.
-    """
-    if PAIRS:
-        columns = START // 2 + tl.arange(0, WIDTH // 2)
-        words = tl.load(row_ptr.to(tl.pointer_type(tl.int32)) + columns, eviction_policy=POLICY)
-        even = (words << 16).to(tl.float32, bitcast=True)
-        odd = (words & -0x10000).to(tl.float32, bitcast=True)
-        values = tl.reshape(tl.join(even, odd), (WIDTH,))
-    else:
-        columns = START + tl.arange(0, WIDTH)
-        values = tl.load(row_ptr + columns, eviction_policy=POLICY).to(tl.float32)
-    return values
+    """Columns START to START + WIDTH as pairs."""
+    return widened(load_words(row_ptr, START, WIDTH, PAIRS, POLICY), row_ptr.dtype.element_ty)
 
 
 @triton.jit
-def lane_sums(values, WIDTH: tl.constexpr):
-    """Sums of what each of 256 lanes holds of WIDTH values: runs of up to 8, as load_row loads them.
+def packed_mul(a, b):
+    return tl.inline_asm_elementwise(
+        "v_pk_mul_f32 $0, $1, $2",
+        "=v,v,v",
+        [a, b],
+        dtype=tl.uint64,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def packed_add(a, b):
+    return tl.inline_asm_elementwise(
+        "v_pk_add_f32 $0, $1, $2",
+        "=v,v,v",
+        [a, b],
+        dtype=tl.uint64,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def packed_fma(a, b, c):
+    return tl.inline_asm_elementwise(
+        "v_pk_fma_f32 $0, $1, $2, $3",
+        "=v,v,v,v",
+        [a, b, c],
+        dtype=tl.uint64,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def lane_sums(pairs, WIDTH: tl.constexpr):
+    """Sums of what each of 256 lanes holds of WIDTH values: runs of up to four pairs, as load_row loads them.
 
     Segments of different widths are added up lane by lane before one reduction over the lanes.
     """
-    PER_LANE: tl.constexpr = WIDTH // 256
-    RUN: tl.constexpr = PER_LANE if PER_LANE < 8 else 8
-    runs = tl.sum(tl.reshape(values, (PER_LANE // RUN, 256, RUN)), axis=2)
-    return tl.sum(runs, axis=0)
+    PER_LANE: tl.constexpr = WIDTH // 512
+    RUN: tl.constexpr = PER_LANE if PER_LANE < 4 else 4
+    runs = tl.reduce(tl.reshape(pairs, (PER_LANE // RUN, 256, RUN)), 2, packed_add)
+    return tl.reduce(runs, 0, packed_add)
 
 
 @triton.jit
-def block_amax_bits(values, NUM_BLOCKS: tl.constexpr):
-    """Bit pattern of the largest |value| of each 32: compared as an integer, so that NaN wins."""
-    bits = values.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    return tl.max(tl.reshape(bits, (NUM_BLOCKS, 32)), axis=1)
+def larger(a, b):
+    """The larger of two values; NaN if one is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def block_amax(values, NUM_BLOCKS: tl.constexpr):
+    """The largest |value| of each 32 as fp32; NaN if one is."""
+    low, high = halves_of(values)
+    amax = larger(tl.abs(low), tl.abs(high))
+    amax = tl.reduce(tl.reshape(amax, (NUM_BLOCKS, 16)), 1, larger)
+    return amax
 
 
 @triton.jit
 def of_words(block_tile, NUM_BLOCKS: tl.constexpr, PACK: tl.constexpr):
-    """What is the same for all 32 elements of a block, (NUM_BLOCKS, 32), once for each word of PACK elements.
+    """What is the same for all 16 words of a block, (NUM_BLOCKS, 16), once for each word of PACK codes.
 
-    Reduced from the elements, it has the layout in which the packed words come out, so that nothing passes
-    through shared memory; the compiler sees that all operands of a reduction are one register.
+    Reduced from the words, it has the layout in which the packed codes come out, so that nothing passes through shared
+    memory; the compiler sees that all operands of a reduction are one register.
     """
-    return tl.max(tl.reshape(block_tile, (NUM_BLOCKS, 32 // PACK, PACK)), axis=2)
+    return tl.max(tl.reshape(block_tile, (NUM_BLOCKS, 32 // PACK, PACK // 2)), axis=2)
 
 
 @tl.core.extern
@@ -80,39 +192,41 @@ def convert_pair(word, low, high, scale, byte, _semantic=None):
 @triton.jit
 def pack_8(values, scale, NUM_BLOCKS: tl.constexpr):
     """E2M1 codes of values / scale (block by block), 8 a word, the even element low."""
-    even, odd = tl.split(tl.reshape(values, (NUM_BLOCKS, 4, 4, 2)))
-    even_04, even_26 = tl.split(tl.reshape(even, (NUM_BLOCKS, 4, 2, 2)))
-    odd_15, odd_37 = tl.split(tl.reshape(odd, (NUM_BLOCKS, 4, 2, 2)))
-    v0, v4 = tl.split(even_04)
-    v2, v6 = tl.split(even_26)
-    v1, v5 = tl.split(odd_15)
-    v3, v7 = tl.split(odd_37)
-    scale = of_words(scale, NUM_BLOCKS, 8)
-    word = tl.zeros((NUM_BLOCKS, 4), dtype=tl.int32)
-    word = convert_pair(word, v0, v1, scale, 0)
-    word = convert_pair(word, v2, v3, scale, 1)
-    word = convert_pair(word, v4, v5, scale, 2)
-    word = convert_pair(word, v6, v7, scale, 3)
-    return word
+    even, odd = tl.split(tl.reshape(values, (NUM_BLOCKS, 4, 2, 2)))
+    p0, p2 = tl.split(even)
+    p1, p3 = tl.split(odd)
+    scale = of_words(scale, NUM_BLOCKS, 8).to(tl.float32, bitcast=True)
+    low, high = halves_of(p0)
+    # Its bytes are written one after another; until then it may hold anything, and what is at hand costs nothing.
+    codes = low.to(tl.int32, bitcast=True)
+    codes = convert_pair(codes, low, high, scale, 0)
+    low, high = halves_of(p1)
+    codes = convert_pair(codes, low, high, scale, 1)
+    low, high = halves_of(p2)
+    codes = convert_pair(codes, low, high, scale, 2)
+    low, high = halves_of(p3)
+    codes = convert_pair(codes, low, high, scale, 3)
+    return codes
 
 
 @triton.jit
 def pack_4(values, scale, NUM_BLOCKS: tl.constexpr):
     """E2M1 codes of values / scale (block by block), 4 a word, the even element low."""
-    even, odd = tl.split(tl.reshape(values, (NUM_BLOCKS, 8, 2, 2)))
-    v0, v2 = tl.split(even)
-    v1, v3 = tl.split(odd)
-    scale = of_words(scale, NUM_BLOCKS, 4)
-    word = tl.zeros((NUM_BLOCKS, 8), dtype=tl.int32)
-    word = convert_pair(word, v0, v1, scale, 0)
-    word = convert_pair(word, v2, v3, scale, 1)
-    return word
+    p0, p1 = tl.split(tl.reshape(values, (NUM_BLOCKS, 8, 2)))
+    scale = of_words(scale, NUM_BLOCKS, 4).to(tl.float32, bitcast=True)
+    low, high = halves_of(p0)
+    # Its bytes are written one after another; until then it may hold anything, and what is at hand costs nothing.
+    codes = low.to(tl.int32, bitcast=True)
+    codes = convert_pair(codes, low, high, scale, 0)
+    low, high = halves_of(p1)
+    codes = convert_pair(codes, low, high, scale, 1)
+    return codes
 
 
 @triton.jit
 def store_mxfp4(
     values,
-    amax_bits,
+    amax,
     norm,
     q_ptr,
     scales_ptr,
@@ -122,20 +236,24 @@ def store_mxfp4(
 ):
     """Quantises values * norm of columns COLUMN to COLUMN + WIDTH; stores codes and E8M0 scales.
 
-    The lane that holds a block's first word stores its scale.
+    Every lane that has a part of a block stores its scale.
     """
     NUM_BLOCKS: tl.constexpr = WIDTH // 32
     WORDS: tl.constexpr = NUM_BLOCKS * 32 // PACK
-    # What belongs to a block is spelled for each of its elements: a lane computes it once all the same.
-    amax_bits = tl.broadcast_to(amax_bits[:, None], (NUM_BLOCKS, 32))
-    amax_bits = (amax_bits.to(tl.float32, bitcast=True) * norm).to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    finite = amax_bits < 0x7F800000
-    e8 = tl.maximum(((amax_bits + 0x200000) >> 23) - 2, 0)
-    keep = finite & (amax_bits >= 0x1F800000)  # 2^-64
+    # The bits of an amax less two in the exponent and a quarter of the mantissa, which round the scale to even.
+    BELOW: tl.constexpr = 0xE00000
+    # What belongs to a block is spelled for each of its words: a lane computes it once all the same.
+    amax = tl.broadcast_to(amax[:, None], (NUM_BLOCKS, 16))
+    values = tl.reshape(values, (NUM_BLOCKS, 16))
+    amax = amax * norm
+    values = packed_mul(values, pair_of(norm, norm))
+    bits = amax.to(tl.uint32, bitcast=True)
+    # Its exponent field is e8; the conversion does not read the mantissa.
+    factor = (tl.maximum(bits, BELOW) - BELOW).to(tl.int32, bitcast=True)
+    e8 = factor >> 23
+    finite = amax < float("inf")
+    keep = finite & (bits >= 0x1F800000)  # 2^-64
     scale = tl.where(keep, e8, tl.where(finite, 0, 255))
-    values = tl.reshape(values, (NUM_BLOCKS, 32))
-    values = values * norm
-    factor = (e8 << 23).to(tl.float32, bitcast=True)
     if PACK == 8:
         words = pack_8(values, factor, NUM_BLOCKS)
     elif PACK == 4:
@@ -148,8 +266,7 @@ def store_mxfp4(
     index = tl.max_contiguous(tl.arange(0, WORDS), 1)
     words_ptr = q_ptr.to(tl.pointer_type(word_type)) + COLUMN // PACK + index
     tl.store(words_ptr, words.to(word_type))
-    first = index % (32 // PACK) == 0
-    tl.store(scales_ptr + COLUMN // 32 + index // (32 // PACK), scale.to(tl.uint8), mask=first)
+    tl.store(scales_ptr + COLUMN // 32 + index // (32 // PACK), scale.to(tl.uint8))
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -176,23 +293,24 @@ def rmsnorm_mxfp4_quant(
     x_1 = load_row(x_row, 2048, 2048, PAIRS, "")
     x_2 = load_row(x_row, 4096, 2048, PAIRS, "")
     x_3 = load_row(x_row, 6144, 1024, PAIRS, "")
-    squares_2048 = x_0 * x_0
-    squares_2048 = tl.fma(x_1, x_1, squares_2048)
-    squares_2048 = tl.fma(x_2, x_2, squares_2048)
-    squares_1024 = x_3 * x_3
-    y_0 = x_0 * weight_0
-    amax_0 = block_amax_bits(y_0, 64)
-    y_1 = x_1 * weight_1
-    amax_1 = block_amax_bits(y_1, 64)
-    y_2 = x_2 * weight_2
-    amax_2 = block_amax_bits(y_2, 64)
-    y_3 = x_3 * weight_3
-    amax_3 = block_amax_bits(y_3, 32)
+    squares_2048 = packed_mul(x_0, x_0)
+    squares_2048 = packed_fma(x_1, x_1, squares_2048)
+    squares_2048 = packed_fma(x_2, x_2, squares_2048)
+    squares_1024 = packed_mul(x_3, x_3)
+    y_0 = packed_mul(x_0, weight_0)
+    amax_0 = block_amax(y_0, 64)
+    y_1 = packed_mul(x_1, weight_1)
+    amax_1 = block_amax(y_1, 64)
+    y_2 = packed_mul(x_2, weight_2)
+    amax_2 = block_amax(y_2, 64)
+    y_3 = packed_mul(x_3, weight_3)
+    amax_3 = block_amax(y_3, 32)
     squares = lane_sums(squares_2048, 2048)
-    squares += lane_sums(squares_1024, 1024)
-    sum_of_squares = tl.sum(squares)
+    squares = packed_add(squares, lane_sums(squares_1024, 1024))
+    low, high = halves_of(squares)
+    sum_of_squares = tl.sum(low + high)
     norm = tl.rsqrt(sum_of_squares * 0.00013950892857142856 + epsilon)  # 1 / 7168
-    norm = tl.where(sum_of_squares < float("inf"), norm, float("nan"))
+    norm = tl.fma(sum_of_squares, 0.0, norm)  # NaN if the sum is not finite
     store_mxfp4(y_0, amax_0, norm, q_row, scales_row, 0, 2048, 8)
     store_mxfp4(y_1, amax_1, norm, q_row, scales_row, 2048, 2048, 8)
     store_mxfp4(y_2, amax_2, norm, q_row, scales_row, 4096, 2048, 8)

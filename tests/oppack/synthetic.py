@@ -10,9 +10,11 @@ from tunegen.ops import Config, Problem, get_family
 from tunegen.ops.mla_rope import MLA_ROPE
 from tunegen.ops.rmsnorm_mxfp4 import RMSNORM_MXFP4
 from tunegen.runtime.device import DeviceKey
+from tunegen.runtime.families.recipe import RECIPES
 from tunegen.targets import Target, get_target
 
 HIDDEN_SIZES = (512, 96)
+SECOND_SIZE = 160
 # Token counts tuned at, and the last that each serves.
 BUCKETS = ((1, 2), (8, 16), (64, None))
 ROPE_SIZES = {"num_heads": 4, "kv_lora_rank": 64, "rope_dim": 16}
@@ -24,14 +26,14 @@ def make_entry(
     op: str, hidden_size: int, target: Target, device: DeviceKey | None = None, evidence: str = "measured"
 ) -> TunedEntry:
     """An entry whose buckets have different configs, so that they have different kernel files."""
-    family = get_family(op)
-    problem = Problem.of(op, {"hidden_size": hidden_size})
-    default = family.default(problem, target)
+    family, recipe = get_family(op), RECIPES[op]
+    shape = {recipe.width_name: hidden_size, **({"second_size": SECOND_SIZE} if recipe.second else {})}
+    default = family.default(Problem.of(op, shape), target)
     return TunedEntry(
         op=op,
         target=target.name,
         device=device or target.device,
-        shape={"hidden_size": hidden_size},
+        shape=shape,
         variant="none",
         dtype="bfloat16",
         evidence=evidence,

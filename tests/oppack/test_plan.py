@@ -175,6 +175,40 @@ def test_what_a_plan_is_not_for(package: Path, driver: RecordingDriver) -> None:
     assert len(dispatcher._plans) == 5
 
 
+def test_a_plan_makes_its_device_the_current_one(
+    package: Path, driver: RecordingDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher = make_dispatcher(package, DYNAMIC)
+    dispatcher.cuda(*inputs(DYNAMIC, 5))
+    entered: list[int] = []
+
+    class Entered:
+        def __init__(self, index: int) -> None:
+            self.index = index
+
+        def __enter__(self) -> None:
+            entered.append(self.index)
+
+        def __exit__(self, *_: Any) -> None:
+            entered.append(len(driver.launches))
+
+    monkeypatch.setattr(torch.cuda, "device", Entered)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    dispatcher.cuda(*inputs(DYNAMIC, 5))
+    assert entered == [-1, 2]
+
+
+def test_outputs_lie_as_the_op_has_them(package: Path, driver: RecordingDriver) -> None:
+    """Scales column by column, and those of a layout with padding."""
+    dispatcher = make_dispatcher(package, DYNAMIC)
+    for layout in ("columns", "shuffled"):
+        args = [*inputs(DYNAMIC, 5), layout]
+        planned = [dispatcher.cuda(*args) for _ in range(2)][1]
+        for output, expected in zip(planned, OPS[DYNAMIC].allocate(*args), strict=True):
+            assert (output.shape, output.stride(), output.dtype) == (expected.shape, expected.stride(), expected.dtype)
+    assert len(dispatcher._plans) == 2
+
+
 def test_plans_have_an_end(package: Path, driver: RecordingDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "MOST_PLANS", 3)
     dispatcher = make_dispatcher(package, DYNAMIC)

@@ -19,12 +19,11 @@ from tunegen.evaluate.conformance.mla_rope import WRITTEN, Case, make_args
 from tunegen.oppack import emit_pack
 from tunegen.ops import Problem
 from tunegen.ops.mla_rope import FUNCTIONAL, INPLACE
-from tunegen.ops.rmsnorm_mxfp4 import RMSNORM_MXFP4
 from tunegen.runtime.dispatch import Selector
 from tunegen.runtime.families import OPS, mla_rope
+from tunegen.runtime.families.recipe import RECIPES
 from tunegen.runtime.forms import is_aligned
 from tunegen.runtime.manifest import Entry, read_manifest
-from tunegen.runtime.reference.rmsnorm_mxfp4 import ROUNDINGS
 from tunegen.runtime.table import Table
 from tunegen.runtime.warmup import LARGE, LARGEST_EXAMPLE, _jobs, _misaligned, _usual
 from tunegen.targets import get_target
@@ -296,17 +295,44 @@ def other_rounding(variant: str) -> str:
     return ",".join(["act" if rounding == "none" else "none", *flags])
 
 
-@pytest.mark.parametrize("op", RMSNORM_MXFP4.ops)
-def test_calls_of_the_other_family_ask_for_what_was_compiled(op: str, tmp_path: Path) -> None:
-    """bfloat16 is loaded in words where rows begin on four bytes."""
-    pack = Packed(emit_pack([make_entry(op, 96, get_target("sm90"))], tmp_path / "p").package, "sm90")
-    asked = set()
-    roundings = {"dynamic_mxfp4_quant": ("none",), "rmsnorm_mxfp4_quant": ROUNDINGS[:2] + ROUNDINGS[3:4]}
-    for rounding, dtype, tokens in itertools.product(roundings.get(op, ROUNDINGS), (BFLOAT16, FLOAT16), (1, 5, 17)):
-        for start, width in ((0, 96), (0, 112), (8, 112), (1, 113), (2, 114), (1, 112)):
-            args = OPS[op].inputs({"hidden_size": 96}, tokens, dtype, CPU, torch.Generator(), rounding)
-            # Rows of every tensor but the weight begin where those of a wider one do.
-            wide = torch.zeros(tokens, width + 16, dtype=dtype)[:, start : start + 96]
-            args = tuple(wide if isinstance(arg, torch.Tensor) and arg.dim() > 1 else arg for arg in args)
-            asked.add(pack.asked(args, op))
-    assert asked == pack.warmed((BFLOAT16, FLOAT16), False)
+# Between them all that a recipe has: each source and quantiser, a residual, a second norm, the norm as an output.
+SOME_RECIPES = (
+    *("dynamic_mxfp4_quant", "rmsnorm_mxfp4_quant", "rmsnorm_add_nvfp4_quant", "gelu_mul_mxfp4_quant"),
+    *("dual_rmsnorm", "dual_rmsnorm_add_and_mxfp4_quant", "rmsnorm_fp8_group_quant", "dynamic_fp8_token_quant"),
+    "dynamic_mxfp8_quant",
+)
+
+
+@pytest.mark.parametrize("op", SOME_RECIPES)
+def test_calls_of_ops_that_take_rows_ask_for_what_was_compiled(op: str, tmp_path: Path) -> None:
+    """With a bucket each of one and of five tokens; bfloat16 is loaded in words where rows begin on four bytes."""
+    recipe, sm90 = RECIPES[op], get_target("sm90")
+    size = max(96, recipe.multiple)
+    entry = make_entry(op, size, sm90)
+    entry = replace(entry, buckets=[entry.buckets[0], replace(entry.buckets[1], max_tokens=None)])
+    pack = Packed(emit_pack([entry], tmp_path / "p").package, "sm90")
+    for everything in (False, True):
+        asked = set()
+        variants = [variant for variant in recipe.variants() if everything or _usual(read_entry(pack), variant)]
+        for variant, dtype, tokens in itertools.product(variants, (BFLOAT16, FLOAT16), (1, 5)):
+            given = OPS[op].inputs(entry.shape, tokens, dtype, CPU, torch.Generator(), variant)
+            for call in OPS[op].specialisations(given, everything):
+                for start, more in ((0, 16), (8, 16), (1, 17), (2, 18), (1, 16)):
+                    args = tuple(begun(arg, start, more) if is_rows(arg) else arg for arg in call)
+                    asked.add(pack.asked(args, op))
+        assert asked == pack.warmed((BFLOAT16, FLOAT16), everything)
+
+
+def read_entry(pack: Packed) -> Entry:
+    (entry,) = read_manifest(pack.root).entries
+    return entry
+
+
+def is_rows(arg: Any) -> bool:
+    return isinstance(arg, torch.Tensor) and arg.dim() == 2
+
+
+def begun(rows: torch.Tensor, start: int, more: int) -> torch.Tensor:
+    """Rows of that shape that begin so many elements after an aligned one's, and lie in others that are wider."""
+    tokens, width = rows.shape
+    return torch.zeros(tokens, width + more + 16, dtype=rows.dtype)[:, start : start + width]

@@ -51,8 +51,8 @@ FAULTS = {
 class Planted(MeasuredEvaluator):
     """Breaks the first configs after the default one, each in its own way."""
 
-    run_seconds = (60.0, 20.0)
-    memory = 24 << 30
+    run_seconds = (30.0, 10.0)
+    memory = 12 << 30
 
     def __init__(self, device: Device) -> None:
         super().__init__([device], list(TOKENS))

@@ -20,7 +20,7 @@ from tunegen.bench.aiter import Aiter
 from tunegen.bench.aiter import ops as aiter_ops
 from tunegen.ops import Problem
 from tunegen.runtime.families import OPS
-from tunegen.runtime.reference import mla_rope, rmsnorm_mxfp4
+from tunegen.runtime.reference import mla_rope
 from tunegen.runtime.reference.mxfp4 import quantize_mxfp4
 
 QUANT, NORM, ADD = "dynamic_mxfp4_quant", "rmsnorm_mxfp4_quant", "rmsnorm_add_mxfp4_quant"
@@ -128,17 +128,10 @@ def _unfused_rope() -> Call:
 
 
 def _one_call(op: str) -> Call:
-    reference: dict[str, Callable[..., Any]] = {
-        QUANT: rmsnorm_mxfp4.dynamic_mxfp4_quant,
-        NORM: rmsnorm_mxfp4.rmsnorm_mxfp4_quant,
-        ADD: rmsnorm_mxfp4.rmsnorm_add_mxfp4_quant,
-        ROPE: mla_rope.mla_rope_cache,
-        ROPE_INPLACE: mla_rope.mla_rope_cache_,
-    }
-    run = _compiled(reference[op])
+    run = _compiled(OPS[op].reference)
 
     def call(args: Sequence[Any], _: Sequence[torch.Tensor]) -> Outputs:
-        return run(*args) or ()
+        return tuple(run(*args))
 
     return call
 
@@ -154,13 +147,13 @@ def baselines_of(problem: Problem, aiter: Aiter | None) -> list[Baseline]:
     op = problem.op
     undefined = torch.version.hip is None
     found = [Baseline("compiled", _one_call(op), problem.rounding)]
-    if op in (NORM, ADD):
+    if is_f2(problem) and op != QUANT:
         found.append(Baseline("unfused", _unfused_norm(aiter), "output", undefined and aiter is not None))
     elif op == ROPE and _plain_layout(problem):
         found.append(Baseline("unfused", _unfused_rope()))
     if aiter is None:
         return found
-    if op in (QUANT, NORM, ADD) and problem.rounding == "none":
+    if is_f2(problem) and problem.rounding == "none":
         theirs = aiter
 
         def quantise(args: Sequence[Any], _: Sequence[torch.Tensor]) -> Outputs:
@@ -188,6 +181,6 @@ def pack_op(pack: str, problem: Problem) -> Baseline:
     return Baseline("tuned", call, problem.rounding)
 
 
-def is_quantising(problem: Problem) -> bool:
-    """True for ops that give codes and scales."""
-    return OPS[problem.op].sizes == ("hidden_size",)
+def is_f2(problem: Problem) -> bool:
+    """True for the ops whose outputs are codes and a row of scales a row, as AITER has them too."""
+    return problem.op in (QUANT, NORM, ADD) and "," not in problem.rounding

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from tunegen.bench.agreement import RopeOutputs, mxfp4_agreement, rope_failures
-from tunegen.bench.baselines import ROPE_INPLACE, Baseline, is_quantising
+from tunegen.bench.agreement import LANES_PER_ROW, RopeOutputs, mxfp4_agreement, rope_failures
+from tunegen.bench.baselines import ROPE, ROPE_INPLACE, Baseline, is_f2
 from tunegen.bench.line import Line
 from tunegen.errors import BenchError
 from tunegen.evaluate.measure import Replay, Timing, empty_kernel_replay, time_interleaved
+from tunegen.evaluate.truth.rmsnorm_mxfp4 import failures
 from tunegen.ops import Config, Problem
 
 ROUNDS = 41
@@ -106,18 +107,22 @@ class Judge:
               undefined: bool = False) -> None:  # fmt: skip
         """Calls once, on copies of what is written, and judges what is left."""
         line = self._line
-        judged = self._mxfp4 if is_quantising(line.problem) else self._rope
-        failures = judged(name, call, rounding, undefined)
-        if failures:
+        rope = line.problem.op in (ROPE, ROPE_INPLACE)
+        judged = self._mxfp4 if is_f2(line.problem) else self._rope if rope else self._rows
+        found = judged(name, call, rounding, undefined)
+        if found:
             raise BenchError(
                 f"{line.problem}, {line.tokens} tokens: {name} does not compute what the op does:"
-                f" {'; '.join(failures)}. Its time is worth nothing until it does."
+                f" {'; '.join(found)}. Its time is worth nothing until it does."
             )
 
     def _fresh(self) -> list[torch.Tensor]:
         """Outputs in which nothing is right yet."""
-        return [torch.zeros_like(output).view(torch.uint8).fill_(0xA5).view(output.dtype)
-                for output in self._line.workload.outputs[0]]  # fmt: skip
+        made = [torch.empty_like(output) for output in self._line.workload.outputs[0]]
+        for output in made:
+            # Scales may lie column by column.
+            (output if output.stride(-1) == 1 else output.t()).view(torch.uint8).fill_(0xA5)
+        return made
 
     def _mxfp4(self, name: str, call: Callable[..., Any], rounding: str, undefined: bool) -> list[str]:
         args = self._line.workload.inputs[0]
@@ -125,6 +130,10 @@ class Judge:
         if undefined:
             self.undefined_scales[name] = found.undefined_scales / found.blocks
         return found.failures
+
+    def _rows(self, name: str, call: Callable[..., Any], rounding: str, undefined: bool) -> list[str]:
+        args = self._line.workload.inputs[0]
+        return failures(self._line.problem, args, call(args, self._fresh()), LANES_PER_ROW)
 
     def _rope(self, name: str, call: Callable[..., Any], rounding: str, undefined: bool) -> list[str]:
         args = list(self._line.workload.inputs[0])

@@ -123,16 +123,16 @@ def _work(subject: Subject, tokens: tuple[int, ...]) -> list[tuple[Case, Config]
 
 
 def verify_kernels(
-    subjects: list[Subject], device: Device | None, folder: Path, execute: bool = False
+    subjects: list[Subject], device: Device | None, folder: Path, interpret: bool = False
 ) -> Iterator[Row]:
-    """Runs the matrix: on the device where it is the target's; otherwise compiled and executed on the CPU, if that is
-    asked for and the executor has the target; otherwise in Triton's interpreter.
+    """Runs the matrix: on the device where it is the target's; otherwise compiled and executed on the CPU where the
+    executor has the target; otherwise in Triton's interpreter.
 
     Args:
         subjects: What to verify.
         device: The GPU here, if any.
         folder: Where sources are rendered to.
-        execute: Execute listings where there is no device for them.
+        interpret: Run in the interpreter what would be executed.
 
     Yields:
         A row a subject, in order.
@@ -149,7 +149,7 @@ def verify_kernels(
         for subject in subjects:
             here = device is not None and device.target == subject.target
             replaced = substituted(subject.problem, subject.target, subject.configs[0])
-            executed = execute and not here and executable(subject.target)
+            executed = not interpret and not here and executable(subject.target)
             where = f"interpreter{', software conversion' if replaced else ''}"
             where = "device" if here else EXECUTED if executed else where
             problem, target = subject.problem, subject.target

@@ -114,6 +114,12 @@ def minimum(a: F32, b: F32) -> F32:
     return _extreme(a, b, np.minimum, np.bitwise_or)
 
 
+def maximum3(a: F32, b: F32, c: F32) -> F32:
+    """v_maximum3: a NaN if one of them is (IEEE 754-2019 maximum); +0 is larger than -0."""
+    any_nan = np.isnan(a) | np.isnan(b) | np.isnan(c)
+    return with_nans(np.where(any_nan, np.float32(np.nan), maximum(maximum(a, b), c)), a, b, c)
+
+
 def median(a: F32, b: F32, c: F32) -> F32:
     """v_med3: with a NaN among them the least of the others (the ISA documents: v_min3)."""
     result = maximum(minimum(a, b), minimum(maximum(a, b), c))

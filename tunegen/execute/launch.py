@@ -35,7 +35,7 @@ DEFAULTS = Options()
 SCRATCH_POINTERS = 2
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=32)
 def program_of(text: str) -> Program:
     """The decoded program of a listing; the same for the same text."""
     return decode(parse_listing(text))

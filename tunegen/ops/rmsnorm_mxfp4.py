@@ -304,8 +304,10 @@ class Rows(Family):
             else [],
             "rows": rows,
             "lanes": lanes,
-            # Lane by lane only if each lane has a value of each segment.
-            "one_sum": rows == 1 and len(set(cover)) > 1 and min(cover) >= lanes,
+            # Lane by lane only if each lane has a value (on gfx950 a pair) of each segment.
+            "one_sum": rows == 1
+            and len(set(cover)) > 1
+            and min(cover) >= lanes * (2 if target.fp4_conversion == "cvt_scalef32" else 1),
             "persistent": bool(config["programs_per_unit"]),
             "num_stages": config["num_stages"],
             "load_policy": config["load_policy"],

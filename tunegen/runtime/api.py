@@ -219,7 +219,8 @@ class Pack:
     ) -> WarmUp:
         """Compiles and loads the kernels that calls on a device ask for, in parallel.
 
-        At every token count and alignment, in all roundings, with scales in rows. Of mla_rope_cache and mla_rope_cache_: with the
+        At every token count and alignment, in all roundings. Of ops that quantise: with the scales in the layout
+        that the entries were tuned with, and a global scale. Of mla_rope_cache and mla_rope_cache_: with the
         pairing, the cache's order and the dtypes that the entries were tuned with, flat and paged caches, int64
         positions, cos_sin_cache in the activation dtype, and a scale for all that is fp8.
 

@@ -83,12 +83,15 @@ class Dispatcher:
         """Launches the kernel that was tuned for the call."""
         description, pointers, aligned = describe(args)
         plan = self._plans.get(description) if aligned else None
-        if plan is None or torch.cuda.current_device() != plan.index:
-            return self._cuda_without_plan(description if aligned else None, args)
-        outputs = plan.allocate()
-        if not plan.launch(pointers, outputs):
-            return self._cuda_without_plan(None, args)
-        return self._returned(outputs)
+        if plan is not None:
+            if torch.cuda.current_device() == plan.index:
+                outputs = plan.run(pointers)
+            else:
+                with torch.cuda.device(plan.index):
+                    outputs = plan.run(pointers)
+            if outputs is not None:
+                return self._returned(outputs)
+        return self._cuda_without_plan(description if aligned and plan is None else None, args)
 
     def _cuda_without_plan(self, description: tuple[Any, ...] | None, args: tuple[Any, ...]) -> Any:
         """Checks a call, selects its kernel and launches it through Triton; plans for the next one of that

@@ -53,7 +53,7 @@ class Plan:
         outputs: Shape, strides and dtype of each.
         device: Where they go.
         index: Index of that device.
-        run: Triton's compiled kernel with its grid; takes all parameters of the kernel, tensors as addresses.
+        launch: Triton's compiled kernel with its grid; takes all parameters of the kernel, tensors as addresses.
         pick: Puts them together from the addresses of arguments and outputs and ``constants``.
         constants: All other parameters.
         stream: The current stream of a device.
@@ -62,7 +62,7 @@ class Plan:
     outputs: tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]
     device: torch.device
     index: int
-    run: Callable[..., None]
+    launch: Callable[..., None]
     pick: Callable[[tuple[Any, ...]], tuple[Any, ...]]
     constants: tuple[Any, ...]
     stream: Callable[[int], int]
@@ -72,16 +72,24 @@ class Plan:
         device = self.device
         return tuple([torch.empty_strided(*form, dtype=dtype, device=device) for *form, dtype in self.outputs])
 
-    def launch(self, pointers: list[int], outputs: tuple[torch.Tensor, ...]) -> bool:
-        """Runs the kernel on the device's current stream, which must be the current device; False, and nothing, for
-        outputs that are not aligned: allocators other than PyTorch's own may give such.
+    def run(self, pointers: list[int]) -> tuple[torch.Tensor, ...] | None:
+        """Launches the kernel on the current stream of the device, which must be the current one.
+
+        Args:
+            pointers: Addresses of the call's tensors, as `describe` gives them.
+
+        Returns:
+            The outputs. None, and nothing was launched, if they are not aligned: allocators other than PyTorch's own
+            may give such.
         """
-        places = [output.data_ptr() for output in outputs]
-        for place in places:
+        outputs = self.allocate()
+        for output in outputs:
+            place = output.data_ptr()
             if place % ALIGNMENT:
-                return False
-        self.run(*self.pick((*pointers, *places, *self.constants)), stream=self.stream(self.index))
-        return True
+                return None
+            pointers.append(place)
+        self.launch(*self.pick((*pointers, *self.constants)), stream=self.stream(self.index))
+        return outputs
 
 
 class _Recorder:
@@ -146,7 +154,7 @@ def make_plan(
         outputs=tuple((output.shape, output.stride(), output.dtype) for output in outputs),
         device=torch.device(args[0].device),
         index=index,
-        run=compiled[(*recorder.grid, 1, 1)],
+        launch=compiled[(*recorder.grid, 1, 1)],
         pick=itemgetter(*indices),
         constants=tuple(constants),
         stream=driver.active.get_current_stream,

@@ -1,9 +1,9 @@
 """Checks gfx950's conversions to E2M1 in a listing: which elements go into which nibbles, and the wait states.
 
 ``v_cvt_scalef32_pk_fp4_f32 vD, a, b, scale`` writes one byte of vD, the code of a low and that of b high, and leaves
-the others; op_sel says which byte. Four of them fill a word. Whether each takes the two elements that belong there is
-read off the listing: every register is followed from the loads on by the place, within its load, of the element that
-it holds.
+the others; op_sel says which byte. Four of them fill a word. The forms for bf16 and fp16 take a and b as the halves of
+one register. Whether each takes the two elements that belong there is read off the listing: every register is followed
+from the loads on by the place, within its load, of the element that it holds.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ CONVERSION = "v_cvt_scalef32_pk_fp4_"
 _BYTE_OF = {(0, 0): 0, (1, 0): 1, (0, 1): 2, (1, 1): 3}
 _Places = frozenset[int]
 _NONE: _Places = frozenset()
-# Which half of a loaded word a register still holds: both, as loaded.
-_Loaded = tuple[int, int]
+# What the halves of a register hold, each one element.
+_Halves = tuple[int, int]
 
 
 def _bits(text: str, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -46,16 +46,39 @@ class _Flow:
 
     def __init__(self) -> None:
         self.places: dict[str, _Places] = {}
-        # Registers that hold a word as it was loaded: the places of its halves.
-        self.loaded: dict[str, _Loaded] = {}
+        # Registers that hold two elements of 16 bits, loaded or rounded: the places of their halves.
+        self.halves: dict[str, _Halves] = {}
 
     def _of(self, name: str) -> _Places:
         return self.places.get(name, _NONE)
 
     def _set(self, name: str, places: _Places) -> None:
-        self.loaded.pop(name, None)
+        self.halves.pop(name, None)
         # What comes of several elements, a sum or a maximum, is a scalar to all of them.
         self.places[name] = places if len(places) == 1 else _NONE
+
+    def held(self, sources: Sequence[str], number: int, packed: bool) -> list[int]:
+        """The places of what a conversion takes as its low (0) or high (1) value; none if that is not known."""
+        registers = _registers(sources[0 if packed else number])
+        if not registers:
+            return []
+        if packed:
+            return [self.halves[registers[0]][number]] if registers[0] in self.halves else []
+        return sorted(self._of(registers[0]))
+
+    def _step_to_halves(self, opcode: str, written: str, sources: Sequence[list[str]]) -> bool:
+        """Follows what rounds two elements into a register, or copies such a one; False for anything else."""
+        held: list[int] = []
+        if opcode.startswith(("v_cvt_pk_bf16_f32", "v_cvt_pk_f16_f32")):
+            held = [place for source in sources for place in (sorted(self._of(source[0])) if source else [])]
+        elif opcode.startswith("v_mov_b32_e") and sources[0] and sources[0][0] in self.halves:
+            held = list(self.halves[sources[0][0]])
+        else:
+            return False
+        self._set(written, _NONE)
+        if len(held) == 2:
+            self.halves[written] = (held[0], held[1])
+        return True
 
     def step(self, instruction: Instruction) -> None:
         """Follows one instruction that is not a conversion."""
@@ -63,7 +86,7 @@ class _Flow:
         if instruction.kind == "global load":
             for index, name in enumerate(_registers(operands[0])):
                 self.places.pop(name, None)
-                self.loaded[name] = (2 * index, 2 * index + 1)
+                self.halves[name] = (2 * index, 2 * index + 1)
             return
         written = _registers(operands[0]) if operands and operands[0] else []
         if not opcode.startswith("v_") or not written:
@@ -75,9 +98,11 @@ class _Flow:
         if opcode.startswith(("v_lshlrev_b32", "v_and_b32")):
             word = sources[1][0] if len(sources) > 1 and sources[1] else ""
             half = {"v_lshlrev_b32": 0, "v_and_b32": 1}[re.sub(r"_(e32|e64|sdwa|dpp)$", "", opcode)]
-            if word in self.loaded and operands[1] in ("16", "0xffff0000"):
-                self._set(written[0], frozenset({self.loaded[word][half]}))
+            if word in self.halves and operands[1] in ("16", "0xffff0000"):
+                self._set(written[0], frozenset({self.halves[word][half]}))
                 return
+        if self._step_to_halves(opcode, written[0], sources):
+            return
         if opcode.startswith("v_pk_") and len(written) == 2:
             low = _bits(instruction.text, "op_sel", (0,) * len(sources))
             high = _bits(instruction.text, "op_sel_hi", (1,) * len(sources))
@@ -113,8 +138,9 @@ def check_conversions(instructions: Sequence[Instruction]) -> list[str]:
         word = _registers(operands[0])[0]
         selected = _bits(instruction.text, "op_sel", (0, 0, 0, 0))
         byte = _BYTE_OF[selected[2], selected[3]]
-        for operand, place, nibble in ((operands[1], 2 * byte, "low"), (operands[2], 2 * byte + 1, "high")):
-            held = sorted(flow.places.get(_registers(operand)[0], _NONE)) if _registers(operand) else []
+        for number, nibble in enumerate(("low", "high")):
+            place = 2 * byte + number
+            held = flow.held(operands[1:], number, packed=not instruction.opcode.startswith(CONVERSION + "f32"))
             if [place_in_word % 8 for place_in_word in held] != [place]:
                 found.append(f"{where}: the {nibble} nibble of byte {byte} is element {place}'s, but holds {held}")
         bytes_before = filled.get(word, [])
@@ -124,7 +150,7 @@ def check_conversions(instructions: Sequence[Instruction]) -> list[str]:
             found.append(f"{where}: byte {byte} of {word} is written after bytes {bytes_before}")
         filled[word] = [*bytes_before, byte]
         flow.places[word] = _NONE
-        flow.loaded.pop(word, None)
+        flow.halves.pop(word, None)
         following = instructions[index + 1] if index + 1 < len(instructions) else None
         # LLVM's hazard recogniser asks for it after any byte but the lowest.
         if byte and following is not None and (word in following.reads or word in following.writes):

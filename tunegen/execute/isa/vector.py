@@ -319,6 +319,7 @@ def _table() -> dict[str, Vector]:
         "v_max_f32": _f32(2, floats.maximum),
         "v_min3_f32": _f32(3, lambda a, b, c: floats.minimum(floats.minimum(a, b), c)),
         "v_max3_f32": _f32(3, lambda a, b, c: floats.maximum(floats.maximum(a, b), c)),
+        "v_maximum3_f32": Vector("f32", ("f32",) * 3, floats.maximum3, arch="gfx950"),
         "v_med3_f32": _f32(3, floats.median),
         "v_floor_f32": _f32(1, lambda a: floats.with_nans(np.floor(a), a)),
         "v_ceil_f32": _f32(1, lambda a: floats.with_nans(np.ceil(a), a)),
@@ -349,6 +350,9 @@ def _table() -> dict[str, Vector]:
         "v_fmac_f16": _f16(2, half_fma, accumulates=True),
         "v_min_f16": _f16(2, floats.minimum),
         "v_max_f16": _f16(2, floats.maximum),
+        "v_min3_f16": _f16(3, lambda a, b, c: floats.minimum(floats.minimum(a, b), c), high="open"),
+        "v_max3_f16": _f16(3, lambda a, b, c: floats.maximum(floats.maximum(a, b), c), high="open"),
+        "v_med3_f16": _f16(3, floats.median, high="open"),
         # Conversions.
         "v_cvt_f32_f16": Vector("f32", ("f16",), lambda a: a),
         "v_cvt_f16_f32": Vector("f16", ("f32",), lambda a: a),

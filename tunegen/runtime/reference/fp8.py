@@ -31,7 +31,8 @@ def quantize_fp8(y: torch.Tensor, group: int, dtype: torch.dtype) -> tuple[torch
     largest = torch.finfo(dtype).max
     groups = y.unflatten(-1, (-1, group))
     amax, finite = _magnitude(groups)
-    scale = torch.where(finite, amax, 0.0).clamp_min(LEAST_AMAX) / largest
+    # On a GPU PyTorch divides by a Python number as it multiplies with the rounded reciprocal; by a tensor it divides.
+    scale = torch.where(finite, amax, 0.0).clamp_min(LEAST_AMAX) / torch.full_like(amax, largest)
     scaled = (groups * (1.0 / scale).unsqueeze(-1)).clamp(-largest, largest)
     codes = torch.where(finite.unsqueeze(-1), scaled, 0.0).to(dtype)
     return codes.flatten(-2), torch.where(finite, scale, float("nan"))

@@ -29,7 +29,8 @@ def quantize_nvfp4(y: torch.Tensor, global_scale: torch.Tensor | None) -> tuple[
     amax = (blocks.view(torch.int32) & 0x7FFFFFFF).amax(dim=-1).view(torch.float32)
     finite = torch.isfinite(amax)
     g = torch.ones((), device=y.device) if global_scale is None else global_scale.reshape(())
-    target = (torch.where(finite, amax, 0.0) / E2M1_MAX * g).clamp_max(E4M3_MAX)
+    # By a tensor: see quantize_fp8.
+    target = (torch.where(finite, amax, 0.0) / torch.full_like(amax, E2M1_MAX) * g).clamp_max(E4M3_MAX)
     scale = target.to(torch.float8_e4m3fn)
     decoded = scale.to(torch.float32)
     keep = finite & (decoded > 0)
