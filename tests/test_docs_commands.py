@@ -59,11 +59,11 @@ def commands() -> list[tuple[str, str, bool]]:
     found = []
     for page in PAGES:
         for line, within in lines_of(page):
-            command = re.split(r"\s+#\s", line)[0].strip()
-            words = command.split()
-            # The bare name of a command or program is a word of the sentence.
-            if len(words) > 1 and words[0] in PROGRAMS and "|" not in words:
-                found.append((page.name, command, within))
+            for part in re.split(r"\s+#\s", line)[0].split(" && "):
+                words = part.split()
+                # The bare name of a command or program is a word of the sentence.
+                if len(words) > 1 and words[0] in PROGRAMS and "|" not in words:
+                    found.append((page.name, part.strip(), within))
     return list(dict.fromkeys(found))
 
 
@@ -80,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / "tuned_configs", folder / name)
     for place in ("build", ".tunegen"):
         open_storage(f"sqlite:///{folder}/{place}/studies.sqlite3")
-    (folder / "f3_table.json").write_text('{"device": "a GPU", "rows": []}')
+    (folder / "bench.json").write_text('{"format": 1, "environment": {"device": "a GPU"}, "rows": []}')
     return folder
 
 
@@ -169,8 +169,11 @@ def check_names(values: dict[str, object]) -> None:
 
 
 def options_of(script: Path) -> set[str]:
-    """Options that a script's source names."""
-    return set(re.findall(r'"(--[a-z-]+)', script.read_text(encoding="utf-8")))
+    """Options that the source of a script, or what the scripts share, names."""
+    text = script.read_text(encoding="utf-8")
+    if "from tables import" in text:
+        text += (script.parent / "tables.py").read_text(encoding="utf-8")
+    return set(re.findall(r'"(--[a-z-]+)', text))
 
 
 def python(arguments: list[str]) -> None:

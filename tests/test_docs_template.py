@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -11,6 +12,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "template.md"
+# Runs commands in one process, which saves starting torch for each; prints what they said, by their names.
+RUN = """
+import importlib, json, sys
+from click.testing import CliRunner
+from tunegen.cli import cli
+if __name__ == "__main__":
+    said = {}
+    for arguments in json.loads(sys.argv[1]):
+        importlib.invalidate_caches()  # the pack's folder was not there at first
+        done = CliRunner().invoke(cli, arguments)
+        said[arguments[0]] = done.output
+        if done.exit_code:
+            sys.exit(f"{arguments} {done.output} {done.exception!r}")
+    print(json.dumps(said))
+"""
 # A file's name on a line of its own, then the blocks that make or change it.
 FILE = re.compile(r"^`([\w./]+)`$")
 
@@ -64,20 +80,18 @@ def test_the_worked_example_works(tmp_path: Path) -> None:
 
     folder = tmp_path / "work"
     folder.mkdir()
-    said = {}
-    for line in PAGE.read_text().splitlines():
-        if line.startswith(("    tunegen ", "    pip ")):
-            program, *arguments = shlex.split(line)
-            if program == "pip":
-                # The pack is put on the path instead: tests install nothing into their environment.
-                assert arguments == ["install", "build/pack"]
-                continue
-            python = [sys.executable, "-m", "tunegen", *arguments]
-            path = f"{copy}:{folder / 'build' / 'pack'}"
-            variables = {"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-            done = subprocess.run(python, cwd=folder, env=variables, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-            said[arguments[0]] = done.stdout
+    commands = [
+        shlex.split(line) for line in PAGE.read_text().splitlines() if line.startswith(("    tunegen ", "    pip "))
+    ]
+    # The pack is put on the path instead of installed: tests install nothing into their environment.
+    commands.remove(["pip", "install", "build/pack"])
+    asked = json.dumps([arguments for _, *arguments in commands])
+    variables = {"PYTHONPATH": f"{copy}:{folder / 'build' / 'pack'}", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    variables |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+    python = [sys.executable, "-c", RUN, asked]
+    done = subprocess.run(python, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    said = json.loads(done.stdout.splitlines()[-1])
     assert "columns < 96" in said["render"]
     assert "predicted, not measured" in said["inspect"]
     assert "wrote tuned_configs/gfx950/residual_add.json" in said["tune"]

@@ -28,13 +28,21 @@ class Covered:
     missing: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned entry, and whether it is stale, which takes rendering to tell: once for all presets."""
+
+    entry: TunedEntry
+    stale: bool
+
+
 def coverage(
-    entries: Sequence[TunedEntry], model: Model, target: str, tokens: Sequence[int], ops: list[str], ranks: int = 1
+    tuned: Sequence[Tuned], model: Model, target: str, tokens: Sequence[int], ops: list[str], ranks: int = 1
 ) -> list[Covered] | None:
     """What is tuned of each problem of a preset; None if its heads cannot be split among so many ranks.
 
     Args:
-        entries: Tuned entries; of several of one problem a measured one counts.
+        tuned: Tuned entries; of several of one problem one that is not stale counts, and a measured one.
         model: The preset.
         target: Target name.
         tokens: Token counts that shall have been tuned.
@@ -47,12 +55,12 @@ def coverage(
         return None
     found = []
     for problem in problems:
-        mine = [entry for entry in entries if entry.target == target and entry.problem == problem]
-        entry = min(mine, key=lambda entry: (entry.stale, entry.evidence), default=None)
-        if entry is None:
+        mine = [one for one in tuned if one.entry.target == target and one.entry.problem == problem]
+        best = min(mine, key=lambda one: (one.stale, one.entry.evidence), default=None)
+        if best is None:
             found.append(Covered(problem, "", False, tuple(tokens)))
         else:
-            tuned = {bucket.tokens for bucket in entry.buckets}
-            missing = tuple(count for count in tokens if count not in tuned)
-            found.append(Covered(problem, entry.evidence, entry.stale, missing))
+            counts = {bucket.tokens for bucket in best.entry.buckets}
+            missing = tuple(count for count in tokens if count not in counts)
+            found.append(Covered(problem, best.entry.evidence, best.stale, missing))
     return found

@@ -99,34 +99,41 @@ def test_labels_keep_their_order_and_distance() -> None:
     assert all(b - a > 13.9 for a, b in itertools.pairwise(ordered))
 
 
-def test_baseline_files(tmp_path: Path) -> None:
-    file = tmp_path / "f3.json"
-    row = {"kv_lora_rank": 512, "num_heads": 16, "rope_dim": 64, "variant": "none", "tokens": 4}
-    rows = [{**row, "us": {"empty": 1.0, "tuned": 2.0, "aiter": 3.0}, "noise": 0.1}]
-    file.write_text(json.dumps({"device": "GPU", "rows": rows}))
+def test_baselines_are_read_as_the_comparison_writes_them(tmp_path: Path) -> None:
+    from tunegen.bench.compare import Row
+    from tunegen.bench.report import Environment, as_json
+    from tunegen.evaluate.measure import Timing
+
+    environment = Environment("GPU", "sm90", 132, 79, "", "", "", "", "", 1.0, "", "", "")
+    own = ("empty", "twin", "twin_same_launch", "default", "default_again", "tuned", "tuned_again")
+    timed = {name: Timing.of([2.0, 2.0, 2.0]) for name in own}
+    rows = [
+        Row(ROPE, tokens, 1000, {}, {**timed, "aiter": Timing.of([3.0] * 3), "compiled": Timing.of([time] * 3)})
+        for tokens, time in ((4, 5.0), (64, 7.0))
+    ]
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps(as_json(environment, [*rows, Row(NORM, 4, 1000, {}, timed)]), default=float))
     (found,) = read_baselines(file)
-    assert (found.problem.op, found.device, found.times) == ("mla_rope_cache", "GPU", {"aiter": {4: 3.0}})
-    bench = {
-        "op": NORM.op,
-        "hidden_size": 7168,
-        "variant": "none",
-        "tokens": 4,
-        "twin": 1.0,
-        "tuned": 2.0,
-        "config": {},
-    }
-    file.write_text(json.dumps({"device": "GPU", "results": [bench]}))
-    assert read_baselines(file) == []
-    for text, message in (
+    assert (found.problem, found.device) == (ROPE, "GPU")
+    assert found.times == {"aiter": {4: 3.0, 64: 3.0}, "compiled": {4: 5.0, 64: 7.0}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
         ("{", "cannot be read"),
-        ("[]", "has no device and rows"),
-        (json.dumps({"device": "GPU", "rows": [{"op": NORM.op, "tokens": 4, "us": {"a": 1.0}}]}), "'hidden_size'"),
-        (json.dumps({"device": "GPU", "rows": [{"op": "softmax", "tokens": 4}]}), "softmax"),
-    ):
-        file.write_text(text)
-        with pytest.raises(UsageError, match=message) as error:
-            read_baselines(file)
-        assert "benchmarks/" in str(error.value)
+        ("[]", "must have format 1; it has 'list'"),
+        ('{"format": 2}', "must have format 1; it has 2"),
+        ('{"format": 1, "environment": {"device": "GPU"}, "rows": [{"op": "softmax"}]}', "there is no op 'softmax'"),
+        ('{"format": 1, "rows": [{"op": "rmsnorm_mxfp4_quant", "tokens": 4}]}', "KeyError"),
+    ],
+)
+def test_files_that_are_no_baselines(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=message) as error:
+        read_baselines(file)
+    assert "`tunegen bench --json`" in str(error.value)
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +146,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (tmp_path / ".tunegen").exists()
     for arguments, message in (
         (["--storage", "sqlite:///nowhere.sqlite3"], "There is no storage sqlite:///nowhere.sqlite3"),
-        (["--op", "rmsnorm"], "Did you mean 'rmsnorm_mxfp4_quant'"),
+        (["--op", "rmsnorm_mxfp4"], "Did you mean 'rmsnorm_mxfp4_quant'"),
         (["--target", "gfx95"], "Did you mean 'gfx950'"),
         (["--target", "gfx942"], "nothing to report"),
     ):

@@ -32,7 +32,7 @@ from tunegen.errors import UsageError
     "baseline_files",
     multiple=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Times of other kernels: JSON of `tunegen bench` or of a script in benchmarks/; may be repeated.",
+    help="Times of other kernels: what `tunegen bench --json` wrote; may be repeated.",
 )
 def report(
     out: Path,

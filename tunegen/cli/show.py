@@ -49,7 +49,7 @@ def show(
 ) -> None:
     """Tuned configs and their evidence; what is covered; two sets compared; what failed while tuning."""
     from tunegen.configs import load_entries
-    from tunegen.ops import OP_NAMES, get_family
+    from tunegen.ops import PRESET_OPS, get_family
 
     if coverage + failures + (other is not None) > 1:
         raise UsageError("Take one of --coverage, --diff and --failures at a time.")
@@ -63,7 +63,7 @@ def show(
     folder = configs_folder(configs)
     entries = [e for e in load_entries(folder, list(target_names) or None) if not wanted or e.op in wanted]
     if coverage:
-        _show_coverage(console, entries, models, ranks or (1,), tokens, target_names, wanted or list(OP_NAMES))
+        _show_coverage(console, entries, models, ranks or (1,), tokens, target_names, wanted or list(PRESET_OPS))
     elif other is not None:
         _show_difference(console, folder, entries, other, target_names, wanted)
     else:
@@ -106,7 +106,7 @@ def _show_coverage(
 ) -> None:
     from rich.table import Table
 
-    from tunegen.coverage import coverage
+    from tunegen.coverage import Tuned, coverage
     from tunegen.models import MODELS, get_model
     from tunegen.search.tune import DEFAULT_TOKENS
     from tunegen.targets import TARGETS
@@ -115,13 +115,14 @@ def _show_coverage(
     targets = list(target_names) or [target.name for target in TARGETS.values() if target.measurable]
     about = f"{len(counts)} token counts from {counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]} tokens"
     table = Table("model", "ranks", *targets, title=f"problems with tuned configs for {about}")
-    tuned = {entry.target for entry in entries}
+    tuned = [Tuned(entry, entry.stale) for entry in entries]
+    any_tuned = {entry.target for entry in entries}
     missing: dict[str, list[str]] = {}
     for model in [get_model(name) for name in models or MODELS]:
         for count in ranks:
             cells = []
             for target in targets:
-                found = coverage(entries, model, target, counts, ops, count)
+                found = coverage(tuned, model, target, counts, ops, count)
                 if found is None:
                     cells.append(f"{model.num_heads} heads do not split")
                     continue
@@ -133,7 +134,7 @@ def _show_coverage(
                 stale = sum(one.stale for one in complete)
                 parts += [f"[red]{stale} stale[/red]"] if stale else []
                 cells.append(f"{', '.join(parts) or '[red]0[/red]'} of {len(found)}")
-                if target not in tuned:
+                if target not in any_tuned:
                     missing[f"tunegen tune --model NAME --target {target}"] = [f"everything for {target}"]
                 elif len(complete) < len(found):
                     lines = [_missing_line(one.problem, one.missing, counts) for one in found if one.missing]

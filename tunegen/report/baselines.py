@@ -1,4 +1,4 @@
-"""Reads times of other kernels from the JSON that `tunegen bench` and the scripts in benchmarks/ write."""
+"""Reads times of other kernels from the JSON that `tunegen bench` writes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from tunegen.errors import UsageError
 from tunegen.ops import OP_NAMES, Problem, get_family
 
 # Columns that are tunegen's own: a tuned entry has them already.
-OWN = frozenset(("empty", "twin", "twin_same_launch", "default", "tuned", "again", "default_again", "tuned_again"))
-# The script for the MLA ops times one op and does not name it.
-UNNAMED_OP = "mla_rope_cache"
+OWN = frozenset(("empty", "twin", "twin_same_launch", "default", "tuned", "default_again", "tuned_again"))
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -32,45 +31,34 @@ class Baselines:
 
 
 def read_baselines(path: Path) -> list[Baselines]:
-    """The baselines in a file; none if it has tunegen's own columns alone.
-
-    Rows, under ``rows`` or ``results``, have ``tokens``, the sizes of an op, its ``variant`` and times in
-    microseconds: under ``us``, or beside the sizes.
+    """The baselines in a file that `tunegen bench --json` wrote; none if it has tunegen's own columns alone.
 
     Raises:
         UsageError: Not such a file.
     """
-    advice = "It must be what `tunegen bench --json` or a script in benchmarks/ wrote."
+    advice = "It must be what `tunegen bench --json` wrote."
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"--baselines {path} cannot be read: {error}. {advice}") from error
-    rows = data.get("rows", data.get("results")) if isinstance(data, dict) else None
-    if not isinstance(rows, list) or not isinstance(data.get("device"), str):
-        raise UsageError(f"--baselines {path} has no device and rows. {advice}")
-    found: dict[Problem, Baselines] = {}
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else type(data).__name__
+        raise UsageError(f"--baselines {path} must have format {FORMAT}; it has {found!r}. {advice}")
+    found_of: dict[Problem, Baselines] = {}
     try:
-        for row in rows:
-            problem, tokens, times = _row(row)
-            group = found.setdefault(problem, Baselines(problem, data["device"], {}))
-            for kernel, time in times.items():
-                group.times.setdefault(kernel, {})[tokens] = time
-    except (KeyError, TypeError, ValueError) as error:
+        for row in data["rows"]:
+            problem = _problem(row)
+            group = found_of.setdefault(problem, Baselines(problem, data["environment"]["device"], {}))
+            for kernel, time in row["us"].items():
+                if kernel not in OWN:
+                    group.times.setdefault(kernel, {})[int(row["tokens"])] = float(time)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"--baselines {path}: a field is missing or wrong: {error!r}. {advice}") from error
-    return [group for group in found.values() if group.times]
+    return [group for group in found_of.values() if group.times]
 
 
-def _row(row: dict[str, Any]) -> tuple[Problem, int, dict[str, float]]:
-    op = row.get("op", UNNAMED_OP)
-    if op not in OP_NAMES:
-        raise ValueError(f"op {op!r}")
-    family = get_family(op)
-    problem = Problem.of(op, {name: int(row[name]) for name in family.sizes}, row.get("variant", "none"))
-    known = {"op", "tokens", "variant", *family.sizes}
-    times = row.get("us") or {key: value for key, value in row.items() if key not in known}
-    timed = {
-        str(kernel): float(value)
-        for kernel, value in times.items()
-        if kernel not in OWN and isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-    }
-    return family.canonical_problem(problem), int(row["tokens"]), timed
+def _problem(row: dict[str, Any]) -> Problem:
+    if row["op"] not in OP_NAMES:
+        raise ValueError(f"there is no op {row['op']!r}")
+    problem = Problem.of(row["op"], row["shape"], row["variant"])
+    return get_family(problem.op).canonical_problem(problem)

@@ -27,7 +27,7 @@ KNOB_PIXELS = 46
 FEWEST_TICKS = (1, 16, 256, 4096, 65536, 1048576)
 GROUP_COLOURS = {"decode": "--group-1", "mixed": "--group-2", "prefill": "--group-3"}
 # Kernels of others, in the order in which they come.
-BASELINE_COLOURS = ("--baseline-1", "--baseline-2", "--baseline-3")
+BASELINE_COLOURS = ("--baseline-1", "--baseline-2", "--baseline-3", "--baseline-4")
 LONGEST_KNOB = 16
 
 
@@ -159,7 +159,7 @@ class _Lines:
     def trace(self, name: str, colour: str, points: dict[int, float], unit: str) -> Trace:
         """A line; what is predicted is dashed, with open markers."""
         tuned = name == "tuned"
-        marker: dict[str, Any] = {"size": 7 if tuned else 4, "color": colour}
+        marker: dict[str, Any] = {"size": 7 if tuned else 5, "color": colour}
         if not self.measured:
             marker = {**marker, "color": "--panel", "line": {"color": colour, "width": 1.6}}
         kind = "measured" if self.measured else "predicted"
@@ -177,7 +177,7 @@ class _Lines:
 
 def _short(kernel: str) -> str:
     """A kernel's name as a label."""
-    return {"aiter": "AITER", "handwritten": "hand-written"}.get(kernel, kernel)[:LONGEST_KNOB]
+    return {"aiter": "AITER", "handwritten": "hand-written", "compiled": "Inductor"}.get(kernel, kernel)[:LONGEST_KNOB]
 
 
 def times_figure(subject: Subject) -> Figure:

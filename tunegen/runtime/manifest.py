@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,15 @@ def _entry_from(data: dict[str, Any]) -> Entry:
     return entry
 
 
+def _files(root: Path) -> set[str]:
+    """Every file below a folder, relative to it; asking for each of thousands would take longer than all else."""
+    found: set[str] = set()
+    for folder, _, names in os.walk(root):
+        prefix = Path(folder).relative_to(root).as_posix()
+        found.update(f"{prefix}/{name}" for name in names)
+    return found
+
+
 def read_manifest(root: Path) -> Manifest:
     """Reads the manifest of the pack whose package folder is ``root``.
 
@@ -174,7 +184,7 @@ def read_manifest(root: Path) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ManifestError(f"{path}: a field is missing or wrong: {error!r}. {advice}") from error
     kernels = {kernel for entry in entries for bucket in entry.buckets for kernel in bucket.kernels.values()}
-    missing = sorted(kernel for kernel in kernels if not (root / kernel).is_file())
+    missing = sorted(kernels - _files(root))
     if missing:
         raise ManifestError(
             f"{path} names {len(missing)} kernel files that are not there, such as {missing[0]}. {advice}"

@@ -297,14 +297,16 @@ def case_factors(case: Case) -> tuple[Hashable, ...]:
     """What of a case is paired: op, sizes, rounding, layout of the scales, token count, dtype, layout of the inputs,
     special or plain values."""
     problem = case.problem
-    variant = RECIPES[problem.op].parse(problem.rounding)
-    about = (variant.rounding, variant.layout, case.num_tokens, case.dtype, case.layout, case.special)
-    return (problem.op, problem.shape, *about)
+    recipe = RECIPES.get(problem.op)
+    variant = recipe.parse(problem.rounding) if recipe else None
+    resolved = (variant.rounding, variant.layout) if variant else (problem.rounding, "")
+    return (problem.op, problem.shape, *resolved, case.num_tokens, case.dtype, case.layout, case.special)
 
 
 def _codes(problem: Problem, fp8: str) -> str:
     """The e4m3 of a problem's codes; empty where it is not the target's."""
-    quant = RECIPES[problem.op].quant
+    recipe = RECIPES.get(problem.op)
+    quant = recipe.quant if recipe else None
     return fp8 if quant and quant.native else ""
 
 
