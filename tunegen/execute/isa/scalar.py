@@ -384,10 +384,14 @@ def _decode_wait(instruction: Instruction) -> Step:
 
 # Bit of MODE that makes conversions to fp16 and fp8 saturate: the only one that a program may change here.
 FP16_OVERFLOW_BIT = 23
+# Bits of MODE, first and how many, that have fp16 round: 0, to nearest even, is what a kernel begins with.
+FP16_ROUND_BITS = (2, 2)
 
 
 def _decode_setreg(instruction: Instruction) -> Step:
     register, value = instruction.operands
+    if register.field == FP16_ROUND_BITS and not value.value:
+        return Step(instruction, lambda waves: None)
     if register.field != (FP16_OVERFLOW_BIT, 1):
         raise ValueError(f"of MODE only bit {FP16_OVERFLOW_BIT} (FP16_OVFL) is modelled")
     saturate = bool(value.value & 1)
