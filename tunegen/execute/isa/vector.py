@@ -161,6 +161,13 @@ def _mad_u64_u32(a: Any, b: Any, c: Any) -> Any:
     return total, total < c
 
 
+def _mad_i64_i32(a: Any, b: Any, c: Any) -> Any:
+    """The carry is the sign of the sum in 65 bits."""
+    product = a.astype(np.int64) * b
+    total = product + c
+    return total, np.where((product < 0) == (c < 0), c < 0, total < 0)
+
+
 def _ldexp(a: Any, exponent: Any) -> Any:
     wide = np.ldexp(a.astype(np.float64), np.clip(exponent, -1000, 1000))
     return floats.with_nans(wide.astype(np.float32), a)
@@ -235,6 +242,7 @@ def _table() -> dict[str, Vector]:
         "v_mad_u32_u24": _u32(3, lambda a, b, c: (a & _24) * (b & _24) + c),
         "v_mad_i32_i24": _i32(3, lambda a, b, c: ((a << 8) >> 8) * ((b << 8) >> 8) + c),
         "v_mad_u64_u32": Vector("u64", ("u32", "u32", "u64"), _mad_u64_u32, carry_out=True),
+        "v_mad_i64_i32": Vector("i64", ("i32", "i32", "i64"), _mad_i64_i32, carry_out=True),
         "v_min_u32": _u32(2, np.minimum),
         "v_max_u32": _u32(2, np.maximum),
         "v_min_i32": _i32(2, np.minimum),
