@@ -404,6 +404,7 @@ def test_overflow_of_fp16_saturates_with_the_mode_bit() -> None:
     run(
         waves,
         "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), 1",
+        "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 2, 2), 0",  # rounding of fp16: to nearest even, as it is
         "v_cvt_pk_f16_f32 v3, v1, v2",
         "v_add_f16_e32 v4, v3, v3",
     )
