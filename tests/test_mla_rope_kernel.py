@@ -1,4 +1,6 @@
-"""Rendered mla_rope_cache and mla_rope_cache_ kernels do what the numerics contract says, in Triton's interpreter."""
+"""Rendered mla_rope_cache and mla_rope_cache_ kernels do what the numerics contract says: in Triton's interpreter, or,
+those for gfx950 and gfx942, executed on the CPU from their listings.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ import torch
 
 from tunegen.codegen.render import render
 from tunegen.evaluate import interpreter
-from tunegen.evaluate.conformance import pairwise
+from tunegen.evaluate.conformance import fewest_lanes_per_row, pairwise
 from tunegen.evaluate.conformance.mla_rope import WRITTEN, Case, candidates, case_factors, make_args, run_case
+from tunegen.evaluate.executor import Executor, executable
 from tunegen.ops import Config, Problem
 from tunegen.ops.mla_rope import FUNCTIONAL, INPLACE, MLA_ROPE
 from tunegen.runtime.families.mla_rope import Variant
@@ -95,11 +98,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kernels")
 
 
-def failures(pool: ProcessPoolExecutor, folder: Path, work: list[Work]) -> list[str]:
-    futures = [
-        pool.submit(interpret, render(case.problem, target, config).write(folder), replace(case, fp8=target.fp8))
-        for target, case, config in work
-    ]
+def failures(pool: ProcessPoolExecutor, folder: Path, work: list[Work], executor: Executor | None = None) -> list[str]:
+    futures = []
+    for target, generic, config in work:
+        path, case = render(generic.problem, target, config).write(folder), replace(generic, fp8=target.fp8)
+        if executor is not None and executable(target):
+            futures.append(executor.submit(path, case, fewest_lanes_per_row(target, config), target))
+        else:
+            futures.append(pool.submit(interpret, path, case))
     return [
         f"{case}, {target.name}, {config}: {failure}"
         for (target, case, config), future in zip(work, futures, strict=True)
@@ -131,7 +137,7 @@ def config_factors(problem: Problem, target: Target, config: Config) -> tuple[An
     return (target.name, heads > 0, *knobs.values())
 
 
-def test_kernels_conform(pool: ProcessPoolExecutor, folder: Path) -> None:
+def test_kernels_conform(pool: ProcessPoolExecutor, folder: Path, executor: Executor) -> None:
     """Any two of op, sizes, tokens, variant, dtype, layouts, slots, target and values of knobs meet in a case."""
     chooser = random.Random(0)
     work: list[Work] = []
@@ -146,11 +152,11 @@ def test_kernels_conform(pool: ProcessPoolExecutor, folder: Path) -> None:
     met = {(case.problem.sizes["num_heads"], case.tokens) for _, case, _ in chosen}
     every = itertools.product((128, 64, 16, 5), TOKENS)
     assert met >= {(heads, tokens) for heads, tokens in every if heads * tokens <= MOST_HEADS_OF_TOKENS}
-    assert failures(pool, folder, chosen) == []
+    assert failures(pool, folder, chosen, executor) == []
 
 
 @pytest.mark.parametrize("op", [FUNCTIONAL, INPLACE])
-def test_offsets_pass_2_to_the_31(op: str, pool: ProcessPoolExecutor, folder: Path) -> None:
+def test_offsets_pass_2_to_the_31(op: str, pool: ProcessPoolExecutor, folder: Path, executor: Executor) -> None:
     problem = Problem.of(op, {"num_heads": 2, "kv_lora_rank": 64, "rope_dim": 16}, "act")
     case = Case(problem, 3, 3, 3)
     work = [
@@ -159,7 +165,7 @@ def test_offsets_pass_2_to_the_31(op: str, pool: ProcessPoolExecutor, folder: Pa
         for changed in (replace(case, layout="wide"), replace(case, cache="wide"))
         for split in ("rows_apart", "together")
     ]
-    assert failures(pool, folder, work) == []
+    assert failures(pool, folder, work, executor) == []
 
 
 # What is done to a kernel's source, and in which case it must show.

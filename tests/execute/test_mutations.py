@@ -1,4 +1,8 @@
-"""A listing that is broken on purpose is found out: what is done to it, and by what it shows."""
+"""A listing that is broken on purpose is found out: what is done to it, and by what it shows.
+
+Dropped barriers and waits, swapped op_sel, wrong lane masks, offsets off by one, accesses past the end, missing wait
+states, and registers and LDS that nobody wrote.
+"""
 
 from __future__ import annotations
 
@@ -155,6 +159,15 @@ MUTATIONS: dict[str, tuple[Callable[[str], str], str]] = {
     "register never written": (
         replaced(r"v_maximum3_f32 (v\d+), (v\d+), v\d+, v\d+", r"v_maximum3_f32 \1, \2, v255, v255", 1),
         WRONG,
+    ),
+    "LDS never written": (dropped("ds_write_b32", 0), WRONG),
+    "scalar register never written": (
+        replaced(r"s_mul_i32 (s\d+), (s\d+), 0x1c00", r"s_mul_i32 \1, \2, s101"),
+        f"{WRONG}|{OUTSIDE}",
+    ),
+    "store past the end": (
+        replaced(r"(buffer_store_dword v\d+, v\d+, s\[\d+:\d+\], 0 offen)", r"\1 offset:512", 0),
+        OUTSIDE,
     ),
     "scalar used too soon by a vector instruction": (
         replaced(

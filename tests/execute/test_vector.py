@@ -134,7 +134,7 @@ def test_carries_and_wide_integers() -> None:
     run(waves, "v_add_co_u32_e32 v10, vcc, v1, v2", "s_nop 1", "v_addc_co_u32_e32 v11, vcc, v3, v4, vcc")
     run(waves, "v_sub_co_u32_e32 v12, vcc, v1, v2", "s_nop 1", "v_subb_co_u32_e32 v13, vcc, v3, v4, vcc")
     run(waves, "v_mad_u64_u32 v[14:15], s[0:1], v5, v6, v[1:2]", "v_lshl_add_u64 v[16:17], v[1:2], 3, v[3:4]")
-    run(waves, "v_ashrrev_i64 v[18:19], 7, v[1:2]", "v_mad_i64_i32 v[20:21], s[0:1], v5, v6, v[1:2]")
+    run(waves, "v_ashrrev_i64 v[18:19], 7, v[1:2]", "v_mad_i64_i32 v[20:21], s[2:3], v5, v6, v[1:2]")
 
     def wide(low: int, high: int) -> list[int]:
         return (waves.v[low].astype(object) + (waves.v[high].astype(object) << 32)).reshape(-1).tolist()
@@ -145,10 +145,11 @@ def test_carries_and_wide_integers() -> None:
     c = wide(1, 2)
     five, six = waves.v[5].reshape(-1).tolist(), waves.v[6].reshape(-1).tolist()
     assert wide(14, 15) == [(a * b + z) % 2**64 for a, b, z in zip(five, six, c, strict=True)]
+    sums = [signed(a) * signed(b) + z - (z >> 63 << 64) for a, b, z in zip(five, six, c, strict=True)]
+    assert wide(20, 21) == [total % 2**64 for total in sums]
+    assert waves.get_mask(2).reshape(-1).tolist() == [total < 0 for total in sums]
     assert wide(16, 17) == [((a << 3) + b) % 2**64 for a, b in zip(c, wide(3, 4), strict=True)]
     assert wide(18, 19) == [((a - (a >> 63 << 64)) >> 7) % 2**64 for a in c]
-    signed = [[a - (a >> 31 << 32) for a in side] for side in (five, six)]
-    assert wide(20, 21) == [(a * b + z) % 2**64 for a, b, z in zip(*signed, c, strict=True)]
 
 
 # --- fp32 ---

@@ -33,6 +33,10 @@ def test_verify_executes_gfx950_without_a_gpu(tmp_path: Path) -> None:
     assert "executed (functional), not timed" in " ".join(result.output.split())
     assert "software conversion" not in result.output
     assert result.output.rstrip().endswith(" 0 failures")
+    asked = CliRunner().invoke(cli, ["verify", *which, "--interpret", "--configs", out], catch_exceptions=False)
+    assert asked.exit_code == 0, asked.output
+    assert "software conversion" in asked.output
+    assert "executed (functional)" not in " ".join(asked.output.split())
 
 
 def test_which_targets_are_executable() -> None:

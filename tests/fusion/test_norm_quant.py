@@ -367,8 +367,18 @@ def test_left_alone(pack: ModuleType, norm: Any) -> None:
         assert report.others == {"dynamic_mxfp4_quant": 1}
 
 
+@pytest.mark.parametrize("layout", ["columns", "padded", "shuffled"])
+def test_scales_of_another_layout_are_left_alone(pack: ModuleType, layout: str) -> None:
+    model = Model(hugging_face, lambda y: pack.dynamic_mxfp4_quant(y, layout))
+    with pytest.warns(pack.TunegenPackWarning, match=f"its scales are laid out as {layout}"):
+        compiled = Compiled(model, pack.fusion.FusionPass(), dynamic=None)
+        got = compiled(normal(33, N))
+    assert all(map(torch.equal, got, compiled.expected))
+    assert compiled.ops()[QUANT] == 1
+
+
 def test_a_norm_with_another_user_is_left_alone(pack: ModuleType) -> None:
-    """As before a router: the pack has no op that gives the norm unquantised too, and nothing is computed twice."""
+    """As before a router: the fused op does not give the norm unquantised too, and nothing is computed twice."""
     router = normal(N, 8)
     model = Model(added(hugging_face), lambda y: (*pack.dynamic_mxfp4_quant(y), y @ router))
     fusion = pack.fusion.FusionPass()

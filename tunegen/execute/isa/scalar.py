@@ -89,8 +89,10 @@ def _bfe_u32(a: Any, b: Any) -> Any:
 
 
 def _bfe_i32(a: Any, b: Any) -> Any:
+    """What lies past the highest bit is the sign."""
+    offset = (b & _31).astype(np.int64)
     width = np.minimum((b >> np.uint32(16)) & np.uint32(0x7F), np.uint32(32)).astype(np.int64)
-    field = _bfe_u32(a, b).astype(np.int64)
+    field = (_i32(a).astype(np.int64) >> offset) & ((np.int64(1) << width) - 1)
     negative = (width > 0) & (((field >> np.maximum(width - 1, 0)) & 1) == 1)
     return (np.where(negative, field - (np.int64(1) << width), field) & 0xFFFFFFFF).astype(np.uint32)
 
@@ -232,7 +234,8 @@ def _table() -> dict[str, Scalar]:
     for name, function in compare.items():
         table[f"s_cmp_{name}_u32"] = Scalar(function, bits=0, scc=True)
         table[f"s_cmp_{name}_i32"] = Scalar(_as_signed(function), bits=0, scc=True)
-        table[f"s_cmp_{name}_u64"] = Scalar(function, bits=0, sources=(64, 64), scc=True)
+        if name in ("eq", "lg"):
+            table[f"s_cmp_{name}_u64"] = Scalar(function, bits=0, sources=(64, 64), scc=True)
         table[f"s_cmpk_{name}_u32"] = Scalar(_with_unsigned_16(function), bits=0, scc=True)
         table[f"s_cmpk_{name}_i32"] = Scalar(_with_signed_16(function), bits=0, scc=True)
     return table

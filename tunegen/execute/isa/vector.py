@@ -162,11 +162,10 @@ def _mad_u64_u32(a: Any, b: Any, c: Any) -> Any:
 
 
 def _mad_i64_i32(a: Any, b: Any, c: Any) -> Any:
-    with np.errstate(over="ignore"):
-        product = a.astype(np.int64) * b
-        total = product + c
-    # Two terms of one sign whose sum has the other.
-    return total, ((product ^ total) & (c ^ total)) < 0
+    """The carry is the sign of the sum in 65 bits."""
+    product = a.astype(np.int64) * b
+    total = product + c
+    return total, np.where((product < 0) == (c < 0), c < 0, total < 0)
 
 
 def _ldexp(a: Any, exponent: Any) -> Any:

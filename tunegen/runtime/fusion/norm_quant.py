@@ -117,9 +117,11 @@ def _explain_distance(node: Node) -> None:
 
 
 def _check_quantiser(quantiser: Quantiser) -> None:
-    if quantiser.kind != FUSED_GEMM:
-        return
     given = arguments(quantiser.node)
+    if quantiser.kind != FUSED_GEMM:
+        if given["scale_layout"] != "rows":
+            raise NoMatchError(f"its scales are laid out as {given['scale_layout']}, those of the fused op in rows")
+        return
     if given.get("x_scales") is not None:
         raise NoMatchError("its input is quantised already (x_scales)")
     if given["out_dtype"] is None:
