@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tunegen.errors import ShapeError, UnknownNameError
 from tunegen.ops import OP_NAMES, PRESET_OPS, Problem, get_family
+from tunegen.runtime.families.recipe import RECIPES
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,15 @@ def problems_of(model: Model, ops: list[str] | None = None, tensor_parallel: int
     chosen = [op for op in OP_NAMES if op in (PRESET_OPS if ops is None else ops)]
     # Two norms at a time are those of the compressed query and of the compressed key/value.
     pair = {"hidden_size": [model.q_lora_rank] if model.q_lora_rank else [], "second_size": [model.kv_lora_rank]}
-    return [
-        problem
-        for op in chosen
-        for problem in problems_with(op, {**sizes, **pair} if "second_size" in get_family(op).sizes else sizes)
-    ]
+
+    def of_op(op: str) -> dict[str, list[int]]:
+        if "second_size" in get_family(op).sizes:
+            return {**sizes, **pair}
+        # Nothing is added to the compressed query and key/value.
+        alone = op in RECIPES and RECIPES[op].residual
+        return {**sizes, "hidden_size": [model.hidden_size]} if alone else sizes
+
+    return [problem for op in chosen for problem in problems_with(op, of_op(op))]
 
 
 def problems_with(op: str, sizes: dict[str, list[int]]) -> list[Problem]:

@@ -45,7 +45,7 @@ def test_coverage_of_what_ships(tmp_path: Path) -> None:
     for model in ("deepseek-r1", "deepseek-v2-lite"):
         asked = problems_of(MODELS[model])
         has = {target: sum(e.target == target and e.problem in asked for e in entries) for target in ("sm90", "gfx950")}
-        assert has["sm90"] >= 11
+        assert has["sm90"] >= 10
         of = f"of {len(asked)}"
         assert table[model] == ["1", f"{has['gfx950']} predicted {of}", f"0 {of}", f"{has['sm90']} measured {of}"]
     assert "`tunegen tune --model NAME --target gfx942`: everything for gfx942" in " ".join(done.output.split())
