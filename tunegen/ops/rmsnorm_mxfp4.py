@@ -423,12 +423,8 @@ def _norms_of(quantiser: str) -> Rows:
 
 
 RMSNORM_MXFP4 = _norms_of("mxfp4")
-ACTIVATION_MXFP4 = _family(
-    "activation_mxfp4", *(op for op in RECIPES if "_mul_" in op), preset=("silu_mul_mxfp4_quant",)
-)
+ACTIVATION_MXFP4 = _family("activation_mxfp4", *(op for op in RECIPES if "_mul_" in op))
 NORM_AND_MXFP4 = _family("norm_and_mxfp4", "rmsnorm_and_mxfp4_quant", "rmsnorm_add_and_mxfp4_quant")
-DUAL_RMSNORM = _family(
-    "dual_rmsnorm", *(op for op in RECIPES if op.startswith("dual_")), preset=("dual_rmsnorm_mxfp4_quant",)
-)
+DUAL_RMSNORM = _family("dual_rmsnorm", *(op for op in RECIPES if op.startswith("dual_")))
 OTHER_QUANTISERS = tuple(_norms_of(quantiser) for quantiser in QUANTISERS if quantiser != "mxfp4")
 ROWS_FAMILIES = (RMSNORM_MXFP4, ACTIVATION_MXFP4, NORM_AND_MXFP4, DUAL_RMSNORM, *OTHER_QUANTISERS)
