@@ -22,6 +22,7 @@ from typing import Any
 import click
 import torch
 
+from tunegen.bench.baselines import add_norm, norm
 from tunegen.bench.compare import time_all
 from tunegen.bench.line import KERNELS, Line
 from tunegen.bench.report import environment_of
@@ -117,22 +118,6 @@ def submit(pool: OnDevice, problems: Sequence[Problem], target: Target) -> list[
 
 
 # --- The unfused sequence ---
-
-
-def norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """RMSNorm rounded to the activation dtype once."""
-    values = x.to(torch.float32)
-    factor = torch.rsqrt((values * values).mean(dim=-1, keepdim=True) + epsilon)
-    return (values * factor * weight.to(torch.float32)).to(x.dtype)
-
-
-def add_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same of x + residual, and their sum."""
-    total = x.to(torch.float32) + residual.to(torch.float32)
-    factor = torch.rsqrt((total * total).mean(dim=-1, keepdim=True) + epsilon)
-    return (total * factor * weight.to(torch.float32)).to(x.dtype), total.to(x.dtype)
 
 
 def gated(x: torch.Tensor, activation: str) -> torch.Tensor:

@@ -88,8 +88,8 @@ def progress(out: Path) -> None:
             local = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
             shot.save_svg(str(out / "tune.svg"), title="tunegen tune --target gfx950", code_format=local)
 
-    _progress.Console = Terminal  # type: ignore[misc]
-    _progress._Live.evaluated = look  # type: ignore[method-assign]
+    _progress.Console = Terminal  # type: ignore[misc]  # a class in a class's place
+    _progress._Live.evaluated = look  # type: ignore[method-assign]  # for this process alone
     with tempfile.TemporaryDirectory() as folder:
         command = ["tune", "--target", "gfx950", "--hidden-size", "512", "--tokens", "1,64,1024", "--trials", "12"]
         for op in TUNED:

@@ -156,6 +156,7 @@ def check_names(values: dict[str, object]) -> None:
     for op in ops:
         get_family(op)
     if values.get("model") or any(sizes.values()):
+        # Click's values have no types.
         _options.chosen_problems(values.get("model"), values.get("tp", 1), ops, **sizes)  # type: ignore[arg-type]
     targets = values.get("targets", (values.get("target", "auto"),))
     assert isinstance(targets, tuple)

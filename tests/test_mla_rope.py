@@ -395,7 +395,7 @@ def test_configs_that_do_not_fit_are_refused() -> None:
         ({"vector": 16}, "vector must be one of 8, 4"),
     ):
         with pytest.raises(ConfigError, match=message):
-            MLA_ROPE.resolve(problem, target, given)  # type: ignore[arg-type]
+            MLA_ROPE.resolve(problem, target, given)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(UnknownNameError, match="Did you mean 'heads'"):
         MLA_ROPE.resolve(problem, target, {"head": 4})
     converted = Problem.of(FUNCTIONAL, {"num_heads": 128, **DEEPSEEK}, "none,q_fp8")

@@ -220,7 +220,7 @@ def test_a_wrong_kernel_is_found_out(name: str, pool: ProcessPoolExecutor, folde
     pattern, replacement, variant, about = MUTATIONS[name]
     target = get_target("sm90")
     problem = Problem.of(FUNCTIONAL, SMALL, variant)
-    case = replace(Case(problem, 9, 9, 9, layout="offset", seed=1), **about)  # type: ignore[arg-type]
+    case = replace(Case(problem, 9, 9, 9, layout="offset", seed=1), **about)  # type: ignore[arg-type]  # fields by name
     config = MLA_ROPE.resolve(problem, target, {"heads": 4})
     rendered = render(problem, target, config)
     assert failures(pool, folder, [(target, case, config)]) == []

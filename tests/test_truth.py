@@ -27,9 +27,10 @@ SIZES = {"hidden_size": 1024}
 
 def case_of(op: str, rounding: str = "none", dtype: str = "bfloat16", special: bool = False, tokens: int = 16) -> Case:
     problem = RMSNORM_MXFP4.canonical_problem(Problem.of(op, SIZES, rounding))
-    return Case(problem, tokens, dtype, "contiguous", special, seed=7)  # type: ignore[arg-type]
+    return Case(problem, tokens, dtype, "contiguous", special, seed=7)  # type: ignore[arg-type]  # dtype: one of Dtype
 
 
+# Returns what run_case takes.
 def reference_launch(case: Case, spoil: Callable[[Outputs, Arguments], None] | None = None):  # type: ignore[no-untyped-def]
     """The reference as a kernel, its outputs then spoilt."""
 
@@ -309,6 +310,7 @@ def test_inputs_may_not_be_modified(layout: str, index: int) -> None:
     def modify(outputs: Outputs, args: Arguments) -> None:
         args[index][..., 5] += 1
 
+    # Pytest's parameter.
     case = Case(Problem.of(NORM_ADD, SIZES), 3, "bfloat16", layout, special=False)  # type: ignore[arg-type]
     found = judged(case, modify)
     assert f"argument {index} was modified" in found

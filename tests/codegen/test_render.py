@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tunegen.codegen.render import render, template_hash
+from tunegen.codegen.render import kernels_hash, render, template_hash
 from tunegen.errors import ConfigError, ShapeError, UnknownNameError
 from tunegen.ops import Config, Problem, get_family
 from tunegen.ops.rmsnorm_mxfp4 import RMSNORM_MXFP4
@@ -167,3 +168,16 @@ def test_unknown_names() -> None:
         rendered("rmsnorm_mxfp4_quant", 7168, "none", "gfx90", {})
     with pytest.raises(UnknownNameError, match=r"no rounding 'outputs'\. Did you mean 'output'"):
         rendered("rmsnorm_mxfp4_quant", 7168, "outputs", "sm90", {})
+
+
+def test_the_hash_of_kernels_is_of_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, target = Problem.of("rmsnorm_mxfp4_quant", {"hidden_size": 96}), get_target("sm90")
+    configs = [get_family(problem.op).default(problem, target)]
+    rendered = render(problem, target, configs[0])
+    before = kernels_hash(problem, target, configs)
+    for old, new, same in (("# template ", "# a template ", True), ("tl.store(", "tl.stored(", False)):
+        assert old in rendered.source
+        changed = replace(rendered, source=rendered.source.replace(old, new))
+        with monkeypatch.context() as patch:
+            patch.setattr("tunegen.codegen.render.render", lambda *_, changed=changed: changed)
+            assert (kernels_hash(problem, target, configs) == before) is same

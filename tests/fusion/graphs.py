@@ -102,7 +102,7 @@ class Compiled:
             self.expected = before[0](*self.written)
             return _Recorder(module, self.calls).run(*given)
 
-        run._boxed_call = True  # type: ignore[attr-defined]
+        run._boxed_call = True  # type: ignore[attr-defined]  # AOTAutograd's way to hand over a list
         return run
 
     def nodes(self) -> list[Node]:

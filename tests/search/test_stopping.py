@@ -53,7 +53,7 @@ def entry(width: int, config: Config, **changes: object) -> TunedEntry:
         PROBLEM.op, "sm90", DEVICE, {"hidden_size": width}, "none", "bfloat16", "measured", "", {}, 1,
         [TunedBucket(1, None, config)],
     )  # fmt: skip
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(made, **changes)  # type: ignore[arg-type]  # fields by name
 
 
 def test_warm_start_takes_the_nearest_first() -> None:

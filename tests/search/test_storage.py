@@ -105,7 +105,7 @@ def test_the_claim_of_another_machine_is_free_after_a_while(
 def test_a_heart_that_stops_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What optuna's heartbeat says of a tuner on another machine, with short times."""
     storage = open_storage(f"sqlite:///{tmp_path}/studies")
-    storage._backend.grace_period = 1  # type: ignore[attr-defined]
+    storage._backend.grace_period = 1  # type: ignore[attr-defined]  # of SQLite's backend
     monkeypatch.setattr(records, "HEARTBEAT_SECONDS", 0.2)
     with Heart(storage) as heart:
         one = Record(storage, heart, PROBLEM, TARGET, [1], ["predicted"], 1)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-import multiprocessing
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
+from tunegen.evaluate._pool import Pool
 from tunegen.evaluate.conformance import Arguments, Case, Outputs, run_case
 from tunegen.evaluate.interpreter import UNITS
 from tunegen.execute.driver import Executed
@@ -34,7 +33,7 @@ def executable(target: Target) -> bool:
     return target.arch in ARCHITECTURES
 
 
-class Executor:
+class Executor(Pool):
     """A pool of processes that execute kernels; a context manager, with the calls of `OnDevice` and a target.
 
     Args:
@@ -42,20 +41,7 @@ class Executor:
     """
 
     def __init__(self, workers: int = 2) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-
-    def __enter__(self) -> Executor:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the processes; cases that have not begun are dropped."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        super().__init__(workers, _start_worker)
 
     def submit(
         self, source_path: Path, case: Case, lanes_per_row: int, target: Target, options: Options | None = None

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ import torch
 
 from tunegen.codegen.render import Rendered, render
 from tunegen.errors import UsageError
+from tunegen.evaluate._pool import Pool
 from tunegen.evaluate.conformance import Arguments, Case, Outputs, run_case
 from tunegen.ops import Config, Problem
 from tunegen.runtime.families import OPS
@@ -45,7 +44,7 @@ def interpretable(problem: Problem, target: Target, config: Config) -> Rendered:
     return render(problem, dataclasses.replace(target, fp4_conversion=SOFTWARE_CONVERSION), config)
 
 
-class Interpreter:
+class Interpreter(Pool):
     """A pool of processes that interpret kernels; a context manager.
 
     Args:
@@ -53,20 +52,7 @@ class Interpreter:
     """
 
     def __init__(self, workers: int = 2) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
-
-    def __enter__(self) -> Interpreter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the processes; cases that have not begun are dropped."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        super().__init__(workers, start_worker)
 
     def submit(self, source_path: Path, case: Case, lanes_per_row: int) -> Future[list[str]]:
         """Queues `tunegen.evaluate.conformance.run_case` of a rendered kernel file.

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import functools
 import importlib
-import multiprocessing
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
+from tunegen.evaluate._pool import Pool
 from tunegen.evaluate.conformance import Arguments, Case, Outputs, make_args, run_case
 from tunegen.runtime.families import OPS
 from tunegen.runtime.kernel import load_kernel
 
 
-class OnDevice:
+class OnDevice(Pool):
     """A pool of processes that run kernels on one GPU; a context manager, with the calls of `Interpreter`.
 
     Args:
@@ -27,21 +26,7 @@ class OnDevice:
     def __init__(self, workers: int, device: int = 0) -> None:
         self._device = device
         # Inputs are made on the CPU: each process with all the cores' threads would have them wait for one another.
-        self._pool = ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-        )
-
-    def __enter__(self) -> OnDevice:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the processes; cases that have not begun are dropped."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        super().__init__(workers, torch.set_num_threads, 1)
 
     def submit_call(self, pack: str, case: Case) -> Future[list[str]]:
         """Queues `call_failures` of an importable pack's op."""

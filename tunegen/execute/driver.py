@@ -24,7 +24,7 @@ from tunegen.runtime.kernel import Kernel
 from tunegen.targets import Target
 
 
-class TargetDriver(DriverBase):  # type: ignore[misc]
+class TargetDriver(DriverBase):  # type: ignore[misc]  # Triton has no types
     """The part of Triton's driver interface that compiling needs: it says what for. It launches nothing."""
 
     def __init__(self, target: Target) -> None:

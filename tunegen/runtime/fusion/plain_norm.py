@@ -162,8 +162,8 @@ def _root(node: Node) -> _Root | None:
         elif name == "aten::reciprocal" or (name == DIVIDE and at.args[0] == 1):
             root = at.args[0] if name == "aten::reciprocal" else at.args[1]
             if _is_square_root(root):
-                interior.append(root)  # type: ignore[arg-type]
-                inner = root.args[0]  # type: ignore[union-attr]
+                interior.append(root)  # type: ignore[arg-type]  # _is_square_root: a node
+                inner = root.args[0]  # type: ignore[union-attr]  # _is_square_root: a node
     if not isinstance(inner, Node):
         return None
     mean, epsilon = _epsilon(inner, interior)
@@ -209,7 +209,7 @@ def _epsilon(node: Node, interior: list[Node]) -> tuple[Node, float | Node]:
                     raise NoMatchError(f"epsilon is a tensor on {found.device}; reading it would stall the device")
                 if epsilon is not number:
                     interior.append(epsilon)
-                return _unviewed(mean, interior), number  # type: ignore[return-value]
+                return _unviewed(mean, interior), number  # type: ignore[return-value]  # tensor: a node
     raise NoMatchError(f"epsilon is not a number in {shown(at)}")
 
 
@@ -243,11 +243,11 @@ def _mean_square(node: Node, interior: list[Node]) -> Node:
     interior.append(squares)
     name = op_name(squares)
     if name == "aten::square" or (name == "aten::pow" and squares.args[1] == 2):
-        return squares.args[0]  # type: ignore[return-value]
+        return squares.args[0]  # type: ignore[return-value]  # a tensor's square: a node
     if name == MULTIPLY and isinstance(squares.args[0], Node) and isinstance(squares.args[1], Node):
         left, right = squares.args[:2]
-        if uncast(left) is uncast(right):  # type: ignore[arg-type]
-            return left  # type: ignore[return-value]
+        if uncast(left) is uncast(right):  # type: ignore[arg-type]  # nodes, as just asked
+            return left  # type: ignore[return-value]  # a node, as just asked
     raise NoMatchError(f"{shown(squares)} is not a square")
 
 
@@ -274,7 +274,7 @@ def _rounded_norm_among(factors: list[Node]) -> tuple[_Root, Node, list[Node], l
         if op_name(product) not in (MULTIPLY, DIVIDE):
             continue
         interior = [at, *([factor] if factor is not at else [])]
-        inside = _factors(product, interior)  # type: ignore[arg-type]
+        inside = _factors(product, interior)  # type: ignore[arg-type]  # op_name: a node
         root, rest = _root_among(inside) if inside is not None else (None, [])
         if root is None:
             continue

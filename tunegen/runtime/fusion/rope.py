@@ -175,7 +175,7 @@ def _compare(output: Node, x: Node, gathers: list[Node], sizes: dict[Any, int]) 
     def random(node: Node) -> torch.Tensor:
         found = tensor(node)
         shape = [_number(size, sizes) for size in found.shape]  # type: ignore[union-attr]  # the callers checked
-        return torch.randn(shape, generator=generator).to(found.dtype)  # type: ignore[union-attr]
+        return torch.randn(shape, generator=generator).to(found.dtype)  # type: ignore[union-attr]  # as above
 
     rows = random(gathers[0])
     values: dict[Node, Any] = {x: random(x), **dict.fromkeys(gathers, rows)}
