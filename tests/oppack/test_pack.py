@@ -322,7 +322,9 @@ def test_gpu_nothing_is_compiled_after_warmup(tmp_path: Path) -> None:
     sys.path.insert(0, str(tmp_path / "pack"))
     pack = importlib.import_module("tunegen_warm_ops")
     load_form = importlib.import_module("tunegen_warm_ops.runtime.forms").load_form
-    files = list((tmp_path / "pack").rglob("kernels/*/*/*.py"))
+    # Without being asked for everything, a warm-up leaves the other layouts of the scales out: -padded, -shuffled, ...
+    files = [path for path in (tmp_path / "pack").rglob("kernels/*/*/*.py") if "-" not in path.stem]
+    assert files
 
     def compiled() -> int:
         index = torch.cuda.current_device()

@@ -95,8 +95,9 @@ def test_the_run_ends_with_a_winner_and_every_reason(tmp_path: Path, show_failur
     for bucket in entry.buckets:
         assert config_key(bucket.config) not in planted
         assert bucket.fields["median_us"] <= bucket.fields["default_us"] * (1 + bucket.fields["margin"])
-        assert 0 < bucket.fields["empty_us"] < bucket.fields["median_us"]
-        assert bucket.fields["twin_us"] > 0
+        if bucket.tokens in TOKENS:  # between them winners are raced alone
+            assert 0 < bucket.fields["empty_us"] < bucket.fields["median_us"]
+            assert bucket.fields["twin_us"] > 0
 
     class Untouched(MeasuredEvaluator):
         def submit(self, problem: Problem, config: Config):

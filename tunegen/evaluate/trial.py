@@ -34,7 +34,9 @@ LONG_ROUNDS = 3
 # Twins that are looked at again, with the whole graph, to take the best of.
 TWINS_AGAIN = 3
 FINAL_ROUNDS = 13
-RACE_ROUNDS = 7
+# Of a race: few rounds where calls are long, and where they are short as many as take so long in all.
+RACE_ROUNDS = (7, 31)
+RACE_MICROSECONDS = 30_000.0
 
 
 class OutOfResourcesError(TunegenError):
@@ -93,6 +95,8 @@ _state = _State()
 
 def start(index: int) -> None:
     """Sets a worker process up on a GPU."""
+    # The judge's small tensors are on the CPU, whose cores compile: threads would wait for each other there.
+    torch.set_num_threads(1)
     torch.cuda.set_device(index)
     torch.empty(1, device="cuda")
     torch.cuda.synchronize()
@@ -206,14 +210,18 @@ def contest(problem: Problem, tokens: int, twins: Sequence[Path], kernels: Seque
 
 @_leaving_on_faults
 def race(problem: Problem, tokens: int, kernels: Sequence[Path]) -> tuple[Timing, ...]:
-    """Times kernels in turn, for a shorter time than a final.
+    """Times kernels in turn.
 
     Args:
         problem: What they compute.
         tokens: Token count.
         kernels: Their files.
     """
-    return tuple(time_interleaved([_replay(problem, tokens, source) for source in kernels], RACE_ROUNDS))
+    replays = [_replay(problem, tokens, source) for source in kernels]
+    look = time_interleaved(replays, LONG_ROUNDS, warmup=1)
+    round_us = sum(timing.median * replay.calls for timing, replay in zip(look, replays, strict=True))
+    least, most = RACE_ROUNDS
+    return tuple(time_interleaved(replays, max(least, min(most, int(RACE_MICROSECONDS / round_us)))))
 
 
 @_leaving_on_faults
