@@ -8,7 +8,7 @@ import pytest
 
 from tunegen.configs import TunedBucket
 from tunegen.ops import Config, config_key
-from tunegen.search.buckets import HELD_OUT, counts_between, fill_in, held_out_regret
+from tunegen.search.buckets import EDGE_RATIO, HELD_OUT, counts_between, fill_in, held_out_regret
 
 DEFAULT, A, B, C = ({"number": number} for number in range(4))
 Times = Callable[[Config, int], float]
@@ -59,7 +59,9 @@ def test_a_step_behind_a_tuned_count_is_found() -> None:
         return {"A": 1.0 if count <= 256 else 2.0, "B": 1.5}.get("A" if config == A else "B", 3.0)
 
     found = fill_in(buckets((256, A), (512, B)), B, racing(times))
-    assert [(b.tokens, b.max_tokens, b.config) for b in found] == [(256, int((256 * 323) ** 0.5), A), (512, None, B)]
+    edge = found[0].max_tokens
+    assert [(b.tokens, b.max_tokens, b.config) for b in found] == [(256, edge, A), (512, None, B)]
+    assert edge is not None and 256 <= edge <= 256 * EDGE_RATIO
     # What is known of the tuned counts stays.
     assert all(b.fields == {"median_us": 1.0, "twin_us": 0.5} for b in found)
 
@@ -74,8 +76,11 @@ def test_a_third_config_gets_a_bucket_of_its_own() -> None:
     assert [b.config for b in found] == [C, A, C, A, B]
     between = found[2]
     assert (between.tokens, between.fields) == (323, {"median_us": 1.0, "default_us": 3.0, "margin": 0.01})
-    edges = [b.max_tokens for b in found[:-1]]
-    assert edges[:3] == [int((low * high) ** 0.5) for low, high in ((64, 81), (256, 323), (323, 406))]
+    # A is faster from 65 on, C from 301 to 399.
+    edges = [b.max_tokens or 0 for b in found[:-1]]
+    assert all(
+        last / EDGE_RATIO <= edge <= last * EDGE_RATIO for edge, last in zip(edges, (64, 300, 399), strict=False)
+    )
     # Every count has one bucket, and the tuned ones their own winners.
     assert edges == sorted(set(edges))
     assert [served(found, count) for count in (64, 256, 512, 9999)] == [C, A, B, B]
@@ -89,7 +94,25 @@ def test_noise_makes_no_bucket() -> None:
 
     found = fill_in(buckets((64, A), (256, B)), DEFAULT, racing(times))
     assert [(b.tokens, b.config) for b in found] == [(64, A), (256, B)]
-    assert found[0].max_tokens == int((203 * 256) ** 0.5)
+    # Of two that are alike the lower count's winner stays.
+    assert found[0].max_tokens == int((252 * 256) ** 0.5)
+
+
+@pytest.mark.parametrize("step", [97, 99, 100, 101, 103, 299, 300, 301, 697, 700, 703])
+def test_an_edge_is_sought_where_nothing_is_held_out(step: int) -> None:
+    """Two configs alone are timed on the way, from the counts between tuned ones to the step."""
+    log: list[tuple[int, int]] = []
+
+    def race(count: int, configs: Sequence[Config]) -> dict[str, float]:
+        log.append((count, len(configs)))
+        best = A if count < step else B
+        return {config_key(config): 1.0 if config == best else 1.5 for config in configs}
+
+    found = fill_in(buckets((64, A), (1024, B)), DEFAULT, race)
+    edge = found[0].max_tokens
+    assert edge is not None and (step - 1) / EDGE_RATIO <= edge <= (step - 1) * EDGE_RATIO
+    assert not {count for count, _ in log} & set(HELD_OUT)
+    assert {configs for count, configs in log if count not in counts_between(64, 1024)} == {2}
 
 
 def test_one_count_needs_no_race() -> None:

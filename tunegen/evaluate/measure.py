@@ -9,6 +9,7 @@ the GPU never waits for the host between an event and its graph, however busy th
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,13 @@ POLICY = "cuda-graph-replay/2"
 GRAPH_CALLS = 40
 # A graph of large calls needs no 40 of them to be long beside an event's resolution of half a microsecond.
 GRAPH_MICROSECONDS = 1000.0
+# A GPU that has had nothing to do for so long (seconds) may have lowered its clock, to a sixth on an H100.
+IDLE_SECONDS = 0.05
+# It is up again once a graph is replayed no faster, by this much, than before for so many batches of so long.
+SETTLED = 0.01
+SETTLED_BATCHES = 4
+BATCH_MICROSECONDS = 5000.0
+SPIN_UP_SECONDS = 1.0
 
 
 @triton.jit
@@ -143,13 +151,43 @@ class Replay:
         return microseconds
 
 
+class _Clock:
+    """The GPU's clock, which falls when there is nothing to do and takes a while to rise."""
+
+    def __init__(self) -> None:
+        self._busy_until = float("-inf")
+
+    def busy(self) -> None:
+        """Says that the GPU was at work until now."""
+        self._busy_until = time.monotonic()
+
+    def spin_up(self, replay: Replay) -> None:
+        """Replays a graph until it gets no faster, if the GPU may have been idle."""
+        start = time.monotonic()
+        if start - self._busy_until < IDLE_SECONDS:
+            return
+        fastest, settled, count = float("inf"), 0, 1
+        while settled < SETTLED_BATCHES and time.monotonic() - start < SPIN_UP_SECONDS:
+            queued = [replay.queue() for _ in range(count)]
+            torch.cuda.synchronize()
+            us = statistics.median(sample() for sample in queued)
+            settled = settled + 1 if us > (1 - SETTLED) * fastest else 0
+            fastest = min(fastest, us)
+            count = max(1, int(BATCH_MICROSECONDS / (us * replay.calls)))
+
+
+_clock = _Clock()
+
+
 def time_interleaved(replays: Sequence[Replay], rounds: int, warmup: int = 2) -> list[Timing]:
     """Times graphs in turn, ``rounds`` times each, so that a drift of the clock meets all alike."""
+    _clock.spin_up(replays[0])
     for replay in replays:
         for _ in range(warmup):
             replay.warm_up()
     queued = [[replay.queue() for replay in replays] for _ in range(rounds)]
     torch.cuda.synchronize()
+    _clock.busy()
     return [Timing.of([sample() for sample in samples]) for samples in zip(*queued, strict=True)]
 
 

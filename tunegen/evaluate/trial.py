@@ -37,6 +37,8 @@ FINAL_ROUNDS = 13
 # Of a race: few rounds where calls are long, and where they are short as many as take so long in all.
 RACE_ROUNDS = (7, 31)
 RACE_MICROSECONDS = 30_000.0
+# More of the GPU's memory than this is not left to a kernel that has run.
+LEAK_BYTES = 64 << 20
 
 
 class OutOfResourcesError(TunegenError):
@@ -161,10 +163,17 @@ def look(problem: Problem, target: str, source: Path, lanes: int, tokens: Sequen
 
     Raises:
         OutOfResourcesError: The GPU cannot launch it.
-        WorkerUnusableError: It faults, or computes wrong results and so may have written anywhere.
+        WorkerUnusableError: It faults, computes wrong results and so may have written anywhere, or keeps memory.
     """
+    for count in tokens:
+        _state.workload(problem, count)
+    held = torch.cuda.memory_allocated()
     _judge(problem, target, source, lanes)
-    return {count: _look(problem, count, source) for count in tokens}
+    times = {count: _look(problem, count, source) for count in tokens}
+    kept = torch.cuda.memory_allocated() - held
+    if kept > LEAK_BYTES:
+        raise WorkerUnusableError(f"keeps {kept / 2**30:.1f} GiB of the GPU's memory")
+    return times
 
 
 def _look(problem: Problem, tokens: int, source: Path) -> float:

@@ -18,6 +18,8 @@ from tunegen.ops import Config, config_key
 HELD_OUT = (24, 100, 300, 700, 1500, 3000, 6000)
 # Counts for each doubling, the tuned one among them.
 PER_OCTAVE = 3
+# Where the winner changes between two counts, the count from which the second is faster is sought to this ratio.
+EDGE_RATIO = 1.02
 # A third config serves counts between two winners only if it is faster by more than a short race can be wrong.
 MARGIN = 0.01
 
@@ -71,12 +73,29 @@ def fill_in(buckets: Sequence[TunedBucket], default: Config, race: Race) -> list
         served.append((high, first, high.tokens))
     if not served:
         return list(buckets)
-    # Geometric midpoints, as between tuned counts.
-    edges = [min(int((last * first) ** 0.5), first - 1) for (_, _, last), (_, first, _) in itertools.pairwise(served)]
+    edges = [
+        _edge(last, first, low.config, high.config, race)
+        for (low, _, last), (high, first, _) in itertools.pairwise(served)
+    ]
     return [
         TunedBucket(bucket.tokens, edge, bucket.config, bucket.fields)
         for (bucket, _, _), edge in zip(served, [*edges, None], strict=True)
     ]
+
+
+def _edge(last: int, first: int, low: Config, high: Config, race: Race) -> int:
+    """The last count that ``low`` serves, which does at ``last``, where ``high`` does at ``first``."""
+    configs = distinct([low, high])
+    while len(configs) > 1 and first > EDGE_RATIO * last:
+        # The geometric midpoint, or where that is held out one that is not.
+        middle = int((last * first) ** 0.5)
+        middle += middle in HELD_OUT
+        if not last < middle < first:
+            break
+        times = race(middle, configs)
+        lows, highs = (times.get(config_key(config), float("inf")) for config in configs)
+        last, first = (middle, first) if lows <= highs else (last, middle)
+    return min(int((last * first) ** 0.5), first - 1)
 
 
 def _fastest(
