@@ -1,6 +1,6 @@
 """Compares the samplers on recorded times and draws what docs/search.md shows; needs matplotlib, and no GPU.
 
-Usage: python benchmarks/compare_samplers.py [--samplers surrogate,tpe,gp:3,...] [--seeds 20] [--batch 4] [--out docs]
+Usage: python benchmarks/compare_samplers.py [--samplers surrogate:20:128,tpe,gp:3,...] [--seeds 20] [--out docs]
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tunegen.search.proposals import SAMPLERS
 from tunegen.search.replay import Recorded, budget, load, search
 
 DATA = Path(__file__).parent / "data" / "h100_space.json.xz"
-COUNTS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 100, 128, 160)
+COUNTS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256)
 
 
 @functools.cache
@@ -36,14 +36,18 @@ def _loaded(data: Path) -> list[Recorded]:
     return load(data)
 
 
-def _one(data: Path, problem: int, sampler: str, seed: int, batch: int) -> dict[str, Any]:
-    """One search: regrets at each token count by number of evaluations, and processor seconds."""
+def _one(data: Path, problem: int, sampler: str, seed: int, batch: int, evaluations: int) -> dict[str, Any]:
+    """One search: regrets at each token count by number of evaluations, and processor seconds.
+
+    It goes on to so many ``evaluations`` if the budget is smaller.
+    """
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     recorded = _loaded(data)[problem]
-    most = budget(len(recorded.configs))
-    judged_at = sorted({*(count for count in COUNTS if count < most), most})
+    given = budget(len(recorded.configs))
+    most = max(given, evaluations)
+    judged_at = sorted({*(count for count in COUNTS if count < most), given, most})
     start = time.process_time()
     judged = search(recorded, sampler, most, seed, batch, judged_at=judged_at)
     curve = {str(count): [round(float(r), 5) for r in regrets] for count, regrets in judged.items()}
@@ -51,14 +55,15 @@ def _one(data: Path, problem: int, sampler: str, seed: int, batch: int) -> dict[
         "problem": problem,
         "sampler": sampler,
         "seed": seed,
+        "budget": given,
         "curve": curve,
         "seconds": time.process_time() - start,
     }
 
 
-def summary(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Regrets in per cent at the end of some runs."""
-    ends = [list(run["curve"].values())[-1] for run in runs]
+def summary(runs: Sequence[dict[str, Any]], evaluations: int | None = None) -> dict[str, float]:
+    """Regrets in per cent after so many evaluations of each run; default: its budget."""
+    ends = [run["curve"][str(evaluations or run["budget"])] for run in runs]
     every = [100 * regret for end in ends for regret in end]
     return {
         "mean": statistics.mean(every),
@@ -69,9 +74,9 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def cells_of(runs: Sequence[dict[str, Any]]) -> str:
+def cells_of(runs: Sequence[dict[str, Any]], evaluations: int | None = None) -> str:
     """The summary as cells of a table."""
-    return " | ".join(f"{value:.2f}" for value in summary(runs).values())
+    return " | ".join(f"{value:.2f}" for value in summary(runs, evaluations).values())
 
 
 def decision_floor(recorded: Recorded, seeds: int) -> list[float]:
@@ -86,25 +91,27 @@ def decision_floor(recorded: Recorded, seeds: int) -> list[float]:
     return regrets
 
 
-def held_out(recorded: Recorded, tokens: Sequence[int], winners_race: bool) -> dict[int, float]:
+def held_out(recorded: Recorded, which: int, powers: bool, winners_race: bool) -> dict[int, float]:
     """Regrets, in per cent, at token counts that were not tuned, over the best of the configs timed there.
 
     Args:
-        recorded: The times; configs timed again at the end are the candidates.
-        tokens: Token counts that are tuned.
+        recorded: The times; the configs that one recording timed again at its end are the candidates.
+        which: That recording; between recordings levels are known at the tuned counts only.
+        powers: The powers of two are tuned, not only the counts that all configs were timed at.
         winners_race: The fastest of the winners serves a count, as if it were one of those between tuned counts at
             which they are timed; otherwise the winner of the nearest tuned count.
     """
-    medians = {
-        index: dict(zip(recorded.final_tokens, np.nanmedian(samples, axis=1).tolist(), strict=True))
-        for index, samples in recorded.finals.items()
-    }
-    winners = [min(medians.values(), key=lambda times: times[count]) for count in tokens]
-    edges = bucket_edges(list(tokens))
+    candidates = [samples for i, samples in recorded.finals.items() if i and recorded.recordings[i] == which]
+    there = [at for at in range(len(recorded.final_tokens)) if not any(np.isnan(c[at, 0]) for c in candidates)]
+    medians = [{recorded.final_tokens[at]: float(np.nanmedian(c[at])) for at in there} for c in candidates]
+    tuned = [count for count in medians[0] if count & (count - 1) == 0] if powers else recorded.tokens
+    tokens = list(tuned)
+    winners = [min(medians, key=lambda times: times[count]) for count in tokens]
+    edges = bucket_edges(tokens)
     regrets = {}
     for count in HELD_OUT:
         bucket = next(i for i, edge in enumerate(edges) if edge is None or count <= edge)
-        best = min(times[count] for times in medians.values())
+        best = min(times[count] for times in medians)
         served = min(times[count] for times in winners) if winners_race else winners[bucket][count]
         regrets[count] = 100 * (served / best - 1)
     return regrets
@@ -158,20 +165,23 @@ def draw(problems: Sequence[Recorded], runs: list[dict[str, Any]], out: Path) ->
 
 def print_buckets(problems: Sequence[Recorded]) -> None:
     """Regret at held-out token counts, for both ways to serve them and the grids that were recorded."""
-    for recorded in problems:
-        powers = [count for count in recorded.final_tokens if count & (count - 1) == 0]
-        for tokens in (recorded.tokens, powers):
-            for winners_race in (False, True):
-                found = held_out(recorded, tokens, winners_race)
-                cells = " ".join(f"{regret:5.2f}" for regret in found.values())
-                kind = "best of the winners" if winners_race else "nearest winner"
-                name = f"{recorded.problem} {len(tokens)} counts, {kind}"
-                print(f"{name}: {cells} | mean {statistics.mean(found.values()):.2f}")
+    for powers in (False, True):
+        for winners_race in (False, True):
+            name = f"{'powers of two' if powers else 'recorded counts'}, {'all' if winners_race else 'nearest'} winners"
+            every = []
+            for recorded in problems:
+                for which in sorted(set(recorded.recordings)):
+                    found = held_out(recorded, which, powers, winners_race)
+                    every += found.values()
+                    print(f"{name}: {recorded.problem} {which}:", " ".join(f"{r:5.2f}" for r in found.values()))
+            print(f"{name}: mean {statistics.mean(every):.2f}, worst {max(every):.1f}")
 
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True), default=DATA, show_default=True)
-@click.option("--samplers", default=",".join(SAMPLERS), show_default=True, help="NAME or NAME:SEEDS, comma separated")
+@click.option(
+    "--samplers", default=",".join(SAMPLERS), show_default=True, help="NAME[:SEEDS[:EVALUATIONS]], comma separated"
+)
 @click.option("--seeds", default=20, show_default=True)
 @click.option("--batch", default=4, show_default=True, help="configs asked for before results are known")
 @click.option("--workers", default=2, show_default=True)
@@ -184,15 +194,17 @@ def main(data: Path, samplers: str, seeds: int, batch: int, workers: int, out: P
     print("|---|---|---|---|---|---|")
     with ProcessPoolExecutor(workers) as pool:
         for item in samplers.split(","):
-            sampler, _, own_seeds = item.partition(":")
+            sampler, own_seeds, evaluations, *_ = [*item.split(":"), "", ""]
             jobs = [
-                pool.submit(_one, data, problem, sampler, seed, batch)
+                pool.submit(_one, data, problem, sampler, seed, batch, int(evaluations or 0))
                 for problem in range(len(problems))
                 for seed in range(int(own_seeds or seeds))
             ]
             found = [job.result() for job in jobs]
             runs += found
             print(f"| {sampler} | {cells_of(found)} |", flush=True)
+            for count in sorted(set.intersection(*({int(c) for c in run["curve"]} for run in found))):
+                print(f"|   after {count} | {cells_of(found, count)} |")
             for problem in range(len(problems)):
                 mine = [run for run in found if run["problem"] == problem]
                 print(f"|   {problems[problem].problem} | {cells_of(mine)} |", flush=True)

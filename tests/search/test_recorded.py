@@ -33,17 +33,26 @@ def regrets(recorded: list[Recorded], sampler: str) -> np.ndarray:
 def test_six_problems_with_noise(recorded: list[Recorded]) -> None:
     assert len(recorded) == len({one.problem for one in recorded}) == 6
     for one in recorded:
+        assert len(one.configs) >= 300
         visits = (~np.isnan(one.looks[:, 0, :, 0])).sum(axis=1)
         assert visits.min() >= 1
-        assert (visits == 2).mean() > 0.5
-        assert len(one.finals) >= 20
+        assert (visits == 2).mean() > 0.35
+        # The default, in both recordings.
+        assert visits[0] == 4
+        assert min(one.recordings.count(which) for which in (0, 1)) > 100
+        assert len(one.deviations) == (visits == 2).sum()
+        assert len(one.finals) >= 30
+        # Estimates, and medians on their level, of what was timed most often.
+        row = one.final_tokens.index(16384)
+        medians = {config: np.nanmedian(samples[row]) for config, samples in one.finals.items()}
+        assert np.median([abs(median / one.truth[config, -1] - 1) for config, median in medians.items()]) < 0.005
         assert set(one.tokens) < set(one.final_tokens)
 
 
 def test_the_default_sampler_finds_good_configs(recorded: list[Recorded]) -> None:
     found, drawn = regrets(recorded, DEFAULT_SAMPLER), regrets(recorded, "random")
-    assert found.mean() < 0.018
+    assert found.mean() < 0.03
     # A run's mean over its token counts.
-    assert found.mean(axis=2).max() < 0.04
-    assert found.mean() < drawn.mean() / 1.8
-    assert (found.mean(axis=(1, 2)) < drawn.mean(axis=(1, 2)) + 0.003).all()
+    assert found.mean(axis=2).max() < 0.075
+    assert found.mean() < drawn.mean() / 1.5
+    assert (found.mean(axis=(1, 2)) < drawn.mean(axis=(1, 2)) + 0.006).all()

@@ -17,13 +17,25 @@ def test_a_saved_recording_is_read_back(tmp_path: Path) -> None:
     made = recording(noise=0.01, size=20, failing=(4,))
     save([made], {"device_name": "a formula"}, tmp_path / "r.json.xz")
     (found,) = load(tmp_path / "r.json.xz")
-    for name in ("problem", "target", "tokens", "configs", "failures", "final_tokens", "resources"):
+    for name in ("problem", "target", "tokens", "configs", "failures", "final_tokens", "resources", "recordings"):
         assert getattr(found, name) == getattr(made, name)
     assert [(k.name, k.choices) for k in found.knobs] == [(k.name, k.choices) for k in made.knobs]
     # Whole nanoseconds.
     np.testing.assert_allclose(found.looks, made.looks, atol=0.0005, rtol=0)
+    np.testing.assert_allclose(found.truth, made.truth, atol=0.0005, rtol=0)
+    assert np.isinf(found.truth[4]).all()
     np.testing.assert_allclose(found.finals[3], made.finals[3], atol=0.0005, rtol=0)
     assert list(found.finals) == [3]
+
+
+def test_rows_of_different_lengths_are_read_back(tmp_path: Path) -> None:
+    """As of a config that two recordings timed again, beside those of one."""
+    made = recording(noise=0.01, size=20)
+    made.finals[3][0, 2:] = np.nan
+    made.finals[3][1] = np.nan
+    save([made], {}, tmp_path / "r.json.xz")
+    (found,) = load(tmp_path / "r.json.xz")
+    np.testing.assert_allclose(found.finals[3], made.finals[3], atol=0.0005, rtol=0)
 
 
 @pytest.mark.parametrize("content", [b"", b"no compressed file"])
@@ -33,19 +45,23 @@ def test_not_a_recording(tmp_path: Path, content: bytes) -> None:
         load(tmp_path / "r.xz")
 
 
-def test_truth_is_the_median_of_undisturbed_samples() -> None:
+def test_undisturbed_samples() -> None:
     """The final timing where there is one; elsewhere the looks, less what they took more than the final timing."""
     made = recording(noise=0.02, size=10, failing=(2,))
-    assert made.truth[3, 0] == np.median(made.finals[3][0])
+    assert made.samples(3, 0).tolist() == made.finals[3][0].tolist()
     excess = np.median(made.looks[3, 0]) - np.median(made.finals[3][0])
     assert made.excess.tolist() == [excess, 0.0, 0.0]
     assert excess > 0
-    assert made.truth[5, 0] == pytest.approx(np.median(made.looks[5, 0]) - excess)
-    assert made.truth[5, 1] == np.median(made.looks[5, 1])
-    assert np.isinf(made.truth[2]).all()
+    np.testing.assert_allclose(made.samples(5, 0), made.looks[5, 0].ravel() - excess)
+    assert made.samples(5, 1).tolist() == made.looks[5, 1].ravel().tolist()
+
+
+def test_regrets_are_over_the_best_of_the_space() -> None:
+    made = recording(noise=0.02, size=10, failing=(2,))
     best = made.truth.argmin(axis=0)
     assert [made.regrets(config)[at] for at, config in enumerate(best)] == [0.0] * len(TOKENS)
-    assert (made.regrets(0) >= 0).all()
+    assert made.regrets(5).tolist() == [made.truth[5, at] / made.truth[best[at], at] - 1 for at in range(len(TOKENS))]
+    assert np.isinf(made.regrets(2)).all()
 
 
 def test_a_look_is_of_one_visit() -> None:
@@ -61,6 +77,28 @@ def test_a_look_is_of_one_visit() -> None:
             if any(np.isclose(look[256], p, rtol=1e-12) for p in possible):
                 visits.add(visit)
     assert visits == {0, 1}
+
+
+def test_a_config_visited_once_is_seen_with_the_noise_of_others() -> None:
+    """Otherwise what a search sees of it would be the very times that it is judged by."""
+    made = recording(noise=0.05, size=6)
+    made.looks[4, :, 1] = np.nan
+    assert made.visits_of(4) == [0]
+    # Those of the default, of configs visited once and of the ones that failed are no pairs.
+    middles = np.median(made.looks[[1, 2, 3, 5]], axis=3)
+    np.testing.assert_allclose(made.deviations, np.sqrt(middles[:, :, 0] / middles[:, :, 1]))
+    generator = np.random.default_rng(0)
+    seen = [made.first_look(4, generator) for _ in range(200)]
+    plain = np.median(made.looks[4, 1, 0])
+    apart = {round(float(np.log(look[256] / plain)), 3) for look in seen if look}
+    assert min(apart) < 0 < max(apart)
+    largest = np.abs(np.log(made.deviations[:, 1])).max()
+    within = [np.abs(np.log(np.median(np.delete(made.looks[4, 1, 0], d)) / plain)) for d in range(SAMPLES)]
+    assert largest / 2 < max(map(abs, apart)) <= largest + max(within) + 0.001
+    # What was timed again is judged by that, which has noise of its own.
+    made.looks[3, :, 1] = np.nan
+    looks = [made.first_look(3, generator) for _ in range(50)]
+    assert len({look[256] for look in looks if look}) <= SAMPLES
 
 
 def test_decided_without_noise_is_the_best() -> None:

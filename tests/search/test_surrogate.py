@@ -10,7 +10,7 @@ import torch
 from made_up import PROBLEM, TARGET, TOKENS, formula, recording
 
 from tunegen.ops import Knob, config_key, get_family
-from tunegen.search.surrogate import BOUNDS, PRIORS, SurrogateSampler, _Process, ordered_choices
+from tunegen.search.surrogate import BOUNDS, PRIORS, KnobProcess, SurrogateSampler, ordered_choices
 
 CODES = torch.tensor([[i % 4, i // 4 % 3, i // 12] for i in range(24)], dtype=torch.float64)
 
@@ -22,7 +22,7 @@ def observations(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return at, torch.stack([first, 0.2 * codes[:, 2] + 0.1 * codes[:, 0] * codes[:, 1]], 1)
 
 
-def density(process: _Process, raw: torch.Tensor, at: torch.Tensor, values: torch.Tensor) -> float:
+def density(process: KnobProcess, raw: torch.Tensor, at: torch.Tensor, values: torch.Tensor) -> float:
     """The loss, written out in another way than the gradient is."""
     knobs = CODES.shape[1]
     step, other, alone = (raw[i * knobs : (i + 1) * knobs].exp() for i in range(3))
@@ -44,7 +44,7 @@ def density(process: _Process, raw: torch.Tensor, at: torch.Tensor, values: torc
 
 
 def test_gradient_is_that_of_the_density() -> None:
-    process = _Process(CODES)
+    process = KnobProcess(CODES)
     at, values = observations(12)
     raw = process._raw + torch.linspace(-0.5, 0.5, len(process._raw), dtype=torch.float64)
     process._raw = raw
@@ -57,7 +57,7 @@ def test_gradient_is_that_of_the_density() -> None:
 
 
 def test_a_fit_is_likelier_and_within_bounds() -> None:
-    process = _Process(CODES)
+    process = KnobProcess(CODES)
     at, values = observations(16)
     before = density(process, process._raw, at, values)
     process.fit(at, values)
@@ -66,7 +66,7 @@ def test_a_fit_is_likelier_and_within_bounds() -> None:
 
 
 def test_what_is_known_is_predicted_and_the_rest_is_between() -> None:
-    process = _Process(CODES)
+    process = KnobProcess(CODES)
     at, values = observations(16)
     process.fit(at, values)
     process.condition(at, values)
@@ -77,7 +77,7 @@ def test_what_is_known_is_predicted_and_the_rest_is_between() -> None:
 
 def test_a_believed_result_leaves_the_means() -> None:
     """Believing is conditioning on the mean, done in place."""
-    process = _Process(CODES)
+    process = KnobProcess(CODES)
     at, values = observations(10)
     process.condition(at, values)
     new = next(i for i in range(24) if i not in at.tolist())
@@ -85,7 +85,7 @@ def test_a_believed_result_leaves_the_means() -> None:
     process.believe(new)
     assert torch.equal(process.means, means)
     assert process.variances[new] < variances[new] / 10
-    again = _Process(CODES)
+    again = KnobProcess(CODES)
     again.condition(torch.cat([at, torch.tensor([new])]), torch.cat([values, means[new][None]]))
     assert torch.allclose(process.variances, again.variances, atol=1e-9)
 

@@ -1,7 +1,8 @@
 """Searches replayed on recorded times: no GPU, no compiler, and the noise of the recording.
 
 A recording (benchmarks/record_space.py) has what many configs of some problems took, sample by sample. A search is
-run on it with the proposer that tuning uses; what it would have decided is judged by medians over all samples.
+run on it with the proposer that tuning uses; what it would have decided is judged by the best estimate of what each
+config takes, which benchmarks/pack_space.py makes of all samples.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ class Recorded:
         final_tokens: Token counts that the fastest configs were timed at again, interleaved.
         finals: Microseconds by config index, [token count, sample]; NaN where there is no sample.
         resources: Of each config as compiled, by name; empty for those that failed.
+        truth: Best estimate of what a config takes, microseconds, [config, token count]; infinite for one that failed.
+        recordings: In which of the recordings that were packed together a config was timed. The default, which was in
+            all of them, has 0 here.
     """
 
     problem: Problem
@@ -59,6 +63,8 @@ class Recorded:
     final_tokens: tuple[int, ...]
     finals: dict[int, Array]
     resources: tuple[dict[str, Any], ...]
+    truth: Array
+    recordings: tuple[int, ...]
 
     @property
     def default(self) -> Config:
@@ -69,15 +75,6 @@ class Recorded:
     def index(self) -> dict[str, int]:
         """Position of a config by its key."""
         return {config_key(config): i for i, config in enumerate(self.configs)}
-
-    @functools.cached_property
-    def truth(self) -> Array:
-        """Median over the samples of `samples`, [config, token count]; infinite for a config that failed."""
-        times = np.full(self.looks.shape[:2], np.inf)
-        for i in range(len(self.configs)):
-            if i not in self.failures:
-                times[i] = [np.median(self.samples(i, at)) for at in range(len(self.tokens))]
-        return times
 
     @functools.cached_property
     def excess(self) -> Array:
@@ -106,6 +103,18 @@ class Recorded:
         there: Array = found[~np.isnan(found)]
         return there
 
+    def visits_of(self, config: int) -> list[int]:
+        """Which visits of a config there are."""
+        return [v for v in range(self.looks.shape[2]) if not np.isnan(self.looks[config, 0, v, 0])]
+
+    @functools.cached_property
+    def deviations(self) -> Array:
+        """What one visit is off the middle of two, by [config that was visited twice, token count], as a factor."""
+        medians = np.log(np.median(self.looks, axis=3))
+        twice = [(config, self.visits_of(config)) for config in range(1, len(self.configs))]
+        halves = [(medians[c, :, v[0]] - medians[c, :, v[1]]) / 2 for c, v in twice if len(v) == 2]
+        return np.exp(np.array(halves).reshape(-1, len(self.tokens)))
+
     def regrets(self, config: int) -> Array:
         """How much more than the best of the space a config takes at each token count: 0.01 is a per cent."""
         regrets: Array = self.truth[config] / self.truth.min(axis=0) - 1
@@ -117,13 +126,20 @@ class Recorded:
         return (sum(ranks), *ranks)
 
     def first_look(self, config: int, generator: np.random.Generator) -> dict[int, float] | None:
-        """What tuning would see of a config: medians of a few samples of one visit; None if it failed."""
+        """What tuning would see of a config: medians of a few samples of one visit; None if it failed.
+
+        If nothing is known of a config but one visit, a search would see the very times it is judged by. It sees
+        them as far off as a visit of another config was, one way or the other.
+        """
         if config in self.failures:
             return None
-        visits = [v for v in range(self.looks.shape[2]) if not np.isnan(self.looks[config, 0, v, 0])]
+        visits = self.visits_of(config)
         visit = self.looks[config, :, generator.choice(visits)]
         drawn = generator.choice(visit.shape[1], LOOK_SAMPLES, replace=False)
-        return dict(zip(self.tokens, np.median(visit[:, drawn], axis=1).tolist(), strict=True))
+        times = np.median(visit[:, drawn], axis=1)
+        if len(visits) == 1 and config not in self.finals and len(self.deviations):
+            times = times * generator.choice(self.deviations) ** generator.choice((-1, 1))
+        return dict(zip(self.tokens, times.tolist(), strict=True))
 
     def decided(self, seen: dict[int, dict[int, float]], generator: np.random.Generator) -> list[int]:
         """The config that tuning would declare the winner at each token count.
@@ -188,8 +204,10 @@ def save(recordings: Sequence[Recorded], about: dict[str, Any], path: Path) -> N
                 "failures": {str(i): reason for i, reason in recorded.failures.items()},
                 "final_tokens": recorded.final_tokens,
                 "finals": {str(i): _to_integers(samples) for i, samples in recorded.finals.items()},
-                "resource_names": sorted({name for r in recorded.resources for name in r}),
-                "resources": [[r[name] for name in sorted(r)] for r in recorded.resources],
+                "resource_names": (names := sorted({name for r in recorded.resources for name in r})),
+                "resources": [[r.get(name) for name in names] for r in recorded.resources],
+                "truth": _to_integers(np.where(np.isinf(recorded.truth), np.nan, recorded.truth)),
+                "recordings": recorded.recordings,
             }
         )
     target = recordings[0].target.name
@@ -201,7 +219,7 @@ def save(recordings: Sequence[Recorded], about: dict[str, Any], path: Path) -> N
 def _to_integers(microseconds: Array) -> Any:
     """Nested lists of nanoseconds: of each innermost list the first, then differences from it; -1 for no sample.
 
-    Differences are small, so that they compress.
+    Differences are small, so that they compress. Where a sample is missing those behind it are missing too.
     """
     whole = np.where(np.isnan(microseconds), -1, np.rint(1000 * microseconds)).astype(np.int64)
     whole[..., 1:] = np.where(whole[..., :1] < 0, 0, whole[..., 1:] - whole[..., :1])
@@ -210,9 +228,8 @@ def _to_integers(microseconds: Array) -> Any:
 
 def _from_integers(data: Any) -> Array:
     whole = np.array(data, dtype=np.float64)
-    missing = whole[..., :1] < 0
     whole[..., 1:] += whole[..., :1]
-    return np.where(missing, np.nan, whole / 1000)
+    return np.where(whole < 0, np.nan, whole / 1000)
 
 
 def _recorded(item: dict[str, Any], target: Target) -> Recorded:
@@ -228,8 +245,11 @@ def _recorded(item: dict[str, Any], target: Target) -> Recorded:
         final_tokens=tuple(item["final_tokens"]),
         finals={int(i): _from_integers(samples) for i, samples in item["finals"].items()},
         resources=tuple(
-            dict(zip(item["resource_names"], row, strict=True)) if row else {} for row in item["resources"]
+            {name: value for name, value in zip(item["resource_names"], row, strict=True) if value is not None}
+            for row in item["resources"]
         ),
+        truth=np.where(np.isnan(truth := _from_integers(item["truth"])), np.inf, truth),
+        recordings=tuple(item["recordings"]),
     )
 
 

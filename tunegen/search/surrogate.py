@@ -51,7 +51,7 @@ def ordered_choices(knob: Knob) -> list[int | str]:
     return sorted(knob.choices, key=lambda c: (0, c) if isinstance(c, int) else (1, 0))
 
 
-class _Process:
+class KnobProcess:
     """A Gaussian process on the configs of a space; see the top of the file.
 
     With d_k a distance between choices of knob k, two configs have the covariance sum_k alone_k exp(-d_k) +
@@ -83,7 +83,8 @@ class _Process:
         return self._raw[2 * knobs : 3 * knobs].exp()
 
     @property
-    def _noise(self) -> torch.Tensor:
+    def noise(self) -> torch.Tensor:
+        """Variance of the noise of a value, over the output scale."""
         return self._raw[-1].exp()
 
     def _kernel(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -91,6 +92,11 @@ class _Process:
         _, each, together = self._parts(left, right)
         covariance: torch.Tensor = torch.tensordot(self._alone, each, dims=1) + together
         return covariance
+
+    def covariance(self, at: torch.Tensor) -> torch.Tensor:
+        """Of values measured of the configs of index ``at``, noise included, over the output scale."""
+        codes = self._codes[at]
+        return self._kernel(codes, codes) + self.noise * torch.eye(len(at), dtype=DOUBLE)
 
     def _solve(self, factor: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Generalised least squares mean of each column, mean square about it, and whitened residuals."""
@@ -107,7 +113,7 @@ class _Process:
         """
         apart, each, together = self._parts(codes, codes)
         covariance = torch.tensordot(self._alone, each, dims=1) + together
-        factor = torch.linalg.cholesky(covariance + self._noise * torch.eye(len(codes), dtype=DOUBLE))
+        factor = torch.linalg.cholesky(covariance + self.noise * torch.eye(len(codes), dtype=DOUBLE))
         _, scales, residuals = self._solve(factor, values)
         weights = torch.linalg.solve_triangular(factor.T, residuals, upper=True) / scales.sqrt()
         slope = (values.shape[1] * torch.cholesky_inverse(factor) - weights @ weights.T) / 2
@@ -142,8 +148,7 @@ class _Process:
     def condition(self, at: torch.Tensor, values: torch.Tensor) -> None:
         """Takes in values; `means` and `variances` of the whole space are then up to date."""
         codes = self._codes[at]
-        covariance = self._kernel(codes, codes) + self._noise * torch.eye(len(at), dtype=DOUBLE)
-        factor = torch.linalg.cholesky(covariance)
+        factor = torch.linalg.cholesky(self.covariance(at))
         means, self.scales, white = self._solve(factor, values)
         # Rows: what each tried config explains of every config's variance.
         self._explained = torch.linalg.solve_triangular(factor, self._kernel(codes, self._codes), upper=False)
@@ -154,7 +159,7 @@ class _Process:
         """Takes in that a config takes what is expected: means stay, variances fall."""
         row = self._kernel(self._codes[index : index + 1], self._codes)[0]
         row = row - self._explained[:, index] @ self._explained
-        row = row / torch.sqrt(self.variances[index].clamp(min=1e-12) + self._noise)
+        row = row / torch.sqrt(self.variances[index].clamp(min=1e-12) + self.noise)
         self._explained = torch.cat([self._explained, row[None]])
         self.variances = self.variances - row**2
 
@@ -175,7 +180,7 @@ class SurrogateSampler(optuna.samplers.BaseSampler):
         orders = {knob.name: ordered_choices(knob) for knob in knobs}
         self._names = list(orders)
         codes = torch.tensor([[orders[name].index(config[name]) for name in orders] for config in space], dtype=DOUBLE)
-        self._process = _Process(codes)
+        self._process = KnobProcess(codes)
         self._distributions: dict[str, BaseDistribution] = {
             knob.name: optuna.distributions.CategoricalDistribution(knob.choices) for knob in knobs
         }
