@@ -67,9 +67,6 @@ class OneCall:
         self.microseconds = float(OneCall.made)
         run(0)
 
-    def sample(self) -> float:
-        return self.microseconds
-
 
 def prepared(changes: dict[str, Any]) -> dict[str, Any]:
     """What needs a GPU or takes long, and what a test changes, replaced in all modules that have it; all of it."""
@@ -80,6 +77,7 @@ def prepared(changes: dict[str, Any]) -> dict[str, Any]:
         "Workload": CpuWorkload,
         "Replay": OneCall,
         "OnDevice": OneProcess,
+        "time_interleaved": lambda replays, rounds, warmup=2: [Timing.of([r.microseconds] * rounds) for r in replays],
         "compile_ahead": lambda problems, target: [list(timed) for _, timed in problems],  # nothing compiles here
         **changes,
     }
