@@ -33,7 +33,7 @@ VERIFY, REPORT = "tunegen verify --pack tunegen_ops", "tunegen report"
 DOCUMENTED = (TUNE, EMIT, INSTALL, VERIFY, "pip install --no-deps build/pack")
 # The op of README.md's example alone, and few configs: minutes less.
 OP = "rmsnorm_add_mxfp4_quant"
-BOUNDS = ("--op", OP, "--tokens", "1,256", "--trials", "4")
+BOUNDS = ("--op", OP, "--tokens", "1,256", "--trials", "3")
 STORAGE = "sqlite:///.tunegen/studies.sqlite3"
 
 
@@ -127,11 +127,11 @@ def test_from_wheel_to_pack_and_report(home: Home) -> None:
         said = interrupted.stderr.read()
     assert said.startswith(f"Interrupted: 0 of 1 problems are done; what was evaluated is kept in {STORAGE}"), said
     first = home.run(*tune)
-    assert re.search(r"up to 4 configs, [2-4] of them known from an earlier run", first)
+    assert re.search(r"up to 3 configs, [23] of them known from an earlier run", first)
     assert f"wrote tuned_configs/gfx950/{OP}.json" in first
     written = (home.folder / "tuned_configs" / "gfx950" / f"{OP}.json").read_text()
     (entry,) = json.loads(written)["entries"]
-    assert (entry["evidence"], entry["trials"]) == ("predicted", 4)
+    assert (entry["evidence"], entry["trials"]) == ("predicted", 3)
 
     home.run(*home.words(EMIT))
     home.pip(*shlex.split(INSTALL)[2:])
@@ -157,7 +157,7 @@ def optuna_reads_the_studies_as_they_are(home: Home) -> None:
     (name,) = optuna.get_all_study_names(storage)
     study = optuna.load_study(study_name=name, storage=storage)
     assert study.metric_names == ["time over default, 1 tokens", "time over default, 256 tokens"]
-    assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 4
+    assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 3
     for trial in study.trials:
         assert trial.params == trial.user_attrs["config"]
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()

@@ -7,6 +7,7 @@ write them into docs/, of a page that `tunegen report` wrote and of a longer run
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import re
 import struct
@@ -21,6 +22,8 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
 from tunegen.cli import _progress, cli
+from tunegen.search import evaluators
+from tunegen.search.evaluators import PredictedEvaluator
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -155,6 +158,7 @@ def test_the_progress(
             local = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
             shot.save_svg(str(out / "tune.svg"), title="tunegen tune --target gfx950", code_format=local)
 
+    monkeypatch.setattr(evaluators, "PredictedEvaluator", functools.partial(PredictedEvaluator, workers=1))
     monkeypatch.setattr(Terminal, "printed", [], raising=False)
     monkeypatch.setattr(_progress, "Console", Terminal)
     monkeypatch.setattr(_progress._Live, "evaluated", look)
