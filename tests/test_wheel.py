@@ -27,10 +27,11 @@ ROOT = Path(__file__).resolve().parent.parent
 TUNE, EMIT, INSTALL = (
     "tunegen tune --model deepseek-r1 --out tuned_configs",
     "tunegen emit --configs tuned_configs --out build/pack --wheel",
-    "pip install build/pack",
+    "pip install --no-deps build/pack",
 )
 VERIFY, REPORT = "tunegen verify --pack tunegen_ops", "tunegen report"
-DOCUMENTED = (TUNE, EMIT, INSTALL, VERIFY, "pip install --no-deps build/pack")
+# `home` is what pip makes of a clone.
+DOCUMENTED = ("pip install .", TUNE, EMIT, INSTALL, VERIFY)
 # The op of README.md's example alone, and few configs: minutes less.
 OP = "rmsnorm_add_mxfp4_quant"
 BOUNDS = ("--op", OP, "--tokens", "1,256", "--trials", "3")
