@@ -454,14 +454,12 @@ def test_plots(tmp_path: Path) -> None:
 # --- Two runs of the tuner ---
 
 
-def winners(folder: Path, warps: dict[int, int], between: bool = False) -> Path:
-    """A folder as a run of the tuner writes it, whose winners are the default with so many warps, by token count."""
+def winners(folder: Path, rows: dict[int, int], between: bool = False) -> Path:
+    """A folder as a run of the tuner writes it, whose winners are the default with so many rows, by token count."""
     problem = Problem.of("dynamic_mxfp4_quant", {"hidden_size": 96})
     default = get_family(problem.op).default(problem, TARGET)
     searched = {"median_us": 2.0, "twin_us": 1.0, "margin": 0.05}
-    buckets = [
-        TunedBucket(tokens, tokens, {**default, "num_warps": count}, searched) for tokens, count in warps.items()
-    ]
+    buckets = [TunedBucket(tokens, tokens, {**default, "rows": count}, searched) for tokens, count in rows.items()]
     if between:
         buckets.append(TunedBucket(100, 100, default, {"median_us": 2.0, "margin": 0.01}))
     last = TunedBucket(buckets[-1].tokens, None, buckets[-1].config, buckets[-1].fields)
@@ -477,7 +475,7 @@ def test_two_runs(tmp_path: Path) -> None:
     """One winner is the same; of the others each second one takes a microsecond more: 2 and 1, then 4 and 3."""
     first = winners(tmp_path / "first", {1: 1, 16: 2, 64: 1}, between=True)
     second = winners(tmp_path / "second", {1: 1, 16: 4, 64: 4, 256: 1})
-    changes = {"compile_side_by_side": lambda kernels: list(kernels)}
+    changes = {"compile_side_by_side": list}
     code, output = in_child("two_runs", changes, [first, second, "--out", tmp_path])
     assert code == 0, output
     ((line, every),) = tables(output)
