@@ -22,7 +22,7 @@ from tunegen.ops import Problem, get_family
 from tunegen.runtime.families import OPS
 from tunegen.runtime.kernel import Kernel
 
-POLICY = "cuda-graph-replay/2"
+POLICY = "cuda-graph-replay/3"
 GRAPH_CALLS = 40
 # A graph of large calls needs no 40 of them to be long beside an event's resolution of half a microsecond.
 GRAPH_MICROSECONDS = 1000.0
