@@ -110,3 +110,15 @@ def test_a_host_that_is_always_late_comes_to_an_end(monkeypatch: pytest.MonkeyPa
     (timing,) = time_interleaved([graph], 1)  # type: ignore[list-item]  # what is needed of a Replay
     assert timing.samples == (ATTEMPTS - 1.0,)
     assert gpu.held == [1.0, *[MOST_HELD] * (ATTEMPTS - 1)]
+
+
+def test_where_the_queue_is_shorter_less_is_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is lost and nothing is taken twice, however few graphs can wait."""
+    gpu = Gpu(monkeypatch, [1000.0])
+    rounds = 3 * MOST_QUEUED
+    graph = Logged(gpu.log, "a", [1.0])
+    (timing,) = time_interleaved([graph], rounds)  # type: ignore[list-item]  # what is needed of a Replay
+    assert len(timing.samples) == rounds
+    sizes = [part.count("queue a") for part in " ".join(gpu.log).split("event hold event")[1:]]
+    tried = [size for size in (64, 32, 16, *[8] * 10) for _ in range(ATTEMPTS)]
+    assert sizes == tried

@@ -29,7 +29,8 @@ GRAPH_MICROSECONDS = 1000.0
 # Graphs that are queued at a time, behind a kernel that holds the GPU back meanwhile; it is tried so often to hold it
 # for long enough, and never for more than so many milliseconds.
 MOST_QUEUED = 64
-ATTEMPTS = 4
+LEAST_QUEUED = 8
+ATTEMPTS = 3
 MOST_HELD = 20.0
 
 
@@ -165,6 +166,7 @@ class _Gate:
     """
 
     def __init__(self) -> None:
+        self.most = MOST_QUEUED
         self._turns = 1000
         self._zeros: dict[int, torch.Tensor] = {}
 
@@ -193,6 +195,8 @@ class _Gate:
             self._turns = max(1, int(self._turns * min(2 * needed, MOST_HELD) / held))
             if held >= needed:
                 break
+        else:  # a queue that is full lets nothing more in until the GPU goes on
+            self.most = max(LEAST_QUEUED, self.most // 2)
         return [microseconds() for microseconds in queued]
 
 
@@ -205,7 +209,9 @@ def time_interleaved(replays: Sequence[Replay], rounds: int, warmup: int = 2) ->
         for _ in range(warmup):
             replay.warm_up()
     turns = [replay for _ in range(rounds) for replay in replays]
-    samples = [us for at in range(0, len(turns), MOST_QUEUED) for us in _gate.time(turns[at : at + MOST_QUEUED])]
+    samples: list[float] = []
+    while len(samples) < len(turns):
+        samples += _gate.time(turns[len(samples) :][: _gate.most])
     return [Timing.of(samples[at :: len(replays)]) for at in range(len(replays))]
 
 
