@@ -190,7 +190,7 @@ class _Gate:
             queued = [replay.queue() for replay in replays]
             needed = 1000 * (time.perf_counter() - begin)
             torch.cuda.synchronize()
-            held = start.elapsed_time(end)
+            held = max(start.elapsed_time(end), 1e-3)
             # The next time is likely to need as long; a turn takes as long as it took.
             self._turns = max(1, int(self._turns * min(2 * needed, MOST_HELD) / held))
             if held >= needed:
