@@ -28,6 +28,8 @@ from typing import Any
 
 import click
 
+from tunegen.targets import present_device
+
 ROUNDS, CALLS = 25, 200
 TOKENS = (1, 16, 64)
 UNSEEN_TOKENS = (1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 64, 100, 127, 256, 300, 1000, 1024, 3000)
@@ -274,6 +276,8 @@ def main(pack: Path, one: str | None, only: tuple[str, ...], out: Path | None) -
         click.echo(json.dumps(PARTS[one](pack)))
         return
     wanted = only or tuple(PARTS)
+    if set(wanted) - {"import"} and present_device() is None:
+        raise click.ClickException("Calls and warm-up are measured on a GPU; there is none here. See --only import.")
     results: dict[str, Any] = {"import": [], "warm-up": [], "call": {}}
     if "import" in wanted:
         results["import"] = [part("import", pack) for _ in range(3)]

@@ -221,6 +221,11 @@ def main(files: tuple[Path, ...], cache: Path, workers: int, most: int | None, b
     cache.mkdir(parents=True, exist_ok=True)
     spaces = [space for file in files for space in (from_recording if file.suffix == ".jsonl" else from_storage)(file)]
     spaces = [space for space in spaces if len(space.times) >= FEWEST]
+    if not spaces:
+        names = ", ".join(map(str, files))
+        raise click.ClickException(
+            f"There is nothing to compare with: {names} must have a problem of which {FEWEST} configs were measured."
+        )
     for space in spaces:
         space.times = space.times[:most]
     print(f"{MODEL}, triton {triton.__version__}; regrets: time over that of the best measured config, less 1")

@@ -292,13 +292,15 @@ def shown(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pack", default="tunegen_ops", help="name of the pack to import")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda", help="cuda or cpu")
     parser.add_argument("--small", action="store_true", help="small sizes, for a CPU")
     parser.add_argument("--tokens", default="1,16,64,256", help="token counts, with commas between")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--dump", type=Path, help="folder to write the graphs to, before and after the pass")
     parser.add_argument("--fold-casts", action="store_true", help="let Inductor leave out roundings of the model")
     options = parser.parse_args()
+    if options.device != "cpu" and not torch.cuda.is_available():
+        parser.error("there is no GPU here; --small --device cpu takes minutes of a CPU")
     pack, device = importlib.import_module(options.pack), torch.device(options.device)
     libraries = define_gemm(), define_cache_write()  # kept: an op goes when its library does
     inductor_config.force_disable_caches = True  # a graph from Inductor's cache is not seen by the pass, nor reported

@@ -42,6 +42,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="execute every config of gfx950 in every rounding, and every config variant at every size: CPU hours",
     )
+    parser.addoption(
+        "--write-docs",
+        type=Path,
+        metavar="REPORT",
+        help="write the pictures of docs/, those of the report of this page",
+    )
     parser.addoption("--aiter-root", type=Path, help="folder of an unpacked amd-aiter to compare with")
 
 

@@ -507,8 +507,8 @@ def test_compiled_kernels_move_sixteen_bytes_and_share_nothing(
     problem, where = Problem.of(op, {"num_heads": 128, **DEEPSEEK}, variant), get_target(arch)
     rendered = render(problem, where, MLA_ROPE.resolve(problem, where, given))
     compiled = compile_kernel(rendered)
-    assert compiled.resources.spills == 0
-    assert compiled.resources.shared_memory == 0
+    assert compiled.usage.spills == 0
+    assert compiled.usage.shared_memory == 0
     if where.backend == "hip":
         assert "ds_" not in compiled.assembly
         wide = ("load_dwordx4", "store_dwordx4") if "q_fp8" not in variant else ("load_dwordx4", "store_dwordx2")

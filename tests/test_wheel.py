@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,14 +17,24 @@ import venv
 import zipfile
 from pathlib import Path
 
+import documents
 import optuna
 import pytest
 from quotes import documented
 
 ROOT = Path(__file__).resolve().parent.parent
-OP = "rmsnorm_mxfp4_quant"
-TUNE = ("tune", "--op", OP, "--hidden-size", "96", "--target", "gfx942", "--tokens", "1,256", "--trials", "6")
-TUNED = ("--out", "tuned_configs", "--evidence", "predicted")
+# What README.md gives under "Use", what docs/numerics.md adds to it, and how it goes on: run here as it stands there.
+TUNE, EMIT, INSTALL = (
+    "tunegen tune --model deepseek-r1 --out tuned_configs",
+    "tunegen emit --configs tuned_configs --out build/pack --wheel",
+    "pip install --no-deps build/pack",
+)
+VERIFY, REPORT = "tunegen verify --pack tunegen_ops", "tunegen report"
+# `home` is what pip makes of a clone.
+DOCUMENTED = ("pip install .", TUNE, EMIT, INSTALL, VERIFY)
+# The op of README.md's example alone, and few configs: minutes less.
+OP = "rmsnorm_add_mxfp4_quant"
+BOUNDS = ("--op", OP, "--tokens", "64", "--trials", "3")
 STORAGE = "sqlite:///.tunegen/studies.sqlite3"
 
 
@@ -34,6 +45,12 @@ class Home:
         self.environment, self.folder = root / "venv", root / "empty"
         self.folder.mkdir()
         self.python, self.tunegen = (str(self.environment / "bin" / name) for name in ("python", "tunegen"))
+
+    def words(self, command: str) -> list[str]:
+        """Those of a command of `tunegen`, which is the environment's."""
+        program, *rest = shlex.split(command)
+        assert program == "tunegen"
+        return [self.tunegen, *rest]
 
     def run(self, *command: str, status: int = 0) -> str:
         """Runs a command in the folder; returns what it said."""
@@ -98,8 +115,9 @@ def test_wheel_and_sdist_have_what_they_need(distributions: Path) -> None:
 
 
 def test_from_wheel_to_pack_and_report(home: Home) -> None:
-    """Tune, stopped once; emit, install, import, verify, report."""
-    tune = [home.tunegen, *TUNE, *TUNED]
+    """README.md's commands: tune, stopped once; emit, install, import, call, verify, report."""
+    assert documents.texts("README.md")[2:5] == [TUNE, EMIT, INSTALL]
+    tune = [*home.words(TUNE), *BOUNDS]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(tune, cwd=home.folder, env=home.variables, text=True, **pipes) as interrupted:
         assert interrupted.stdout is not None and interrupted.stderr is not None
@@ -110,19 +128,22 @@ def test_from_wheel_to_pack_and_report(home: Home) -> None:
         said = interrupted.stderr.read()
     assert said.startswith(f"Interrupted: 0 of 1 problems are done; what was evaluated is kept in {STORAGE}"), said
     first = home.run(*tune)
-    assert re.search(r"up to 6 configs, [2-6] of them known from an earlier run", first)
-    assert f"wrote tuned_configs/gfx942/{OP}.json" in first
-    written = (home.folder / "tuned_configs" / "gfx942" / f"{OP}.json").read_text()
+    assert re.search(r"up to 3 configs, [23] of them known from an earlier run", first)
+    assert f"wrote tuned_configs/gfx950/{OP}.json" in first
+    written = (home.folder / "tuned_configs" / "gfx950" / f"{OP}.json").read_text()
     (entry,) = json.loads(written)["entries"]
-    assert (entry["evidence"], entry["trials"]) == ("predicted", 6)
+    assert (entry["evidence"], entry["trials"]) == ("predicted", 3)
 
-    home.run(home.tunegen, "emit", "--configs", "tuned_configs", "--out", "build/pack", "--wheel")
-    home.pip("build/pack")
-    ones = "import torch, tunegen_ops; x = torch.ones(3, 96, dtype=torch.bfloat16)"
-    shapes = "[tuple(t.shape) for t in tunegen_ops.rmsnorm_mxfp4_quant(x, x[0], 1e-6)]"
-    assert home.run(home.python, "-c", f"{ones}; print({shapes})") == "[(3, 48), (3, 3)]\n"
-    assert " 0 failures" in home.run(home.tunegen, "verify", "--pack", "tunegen_ops")
-    assert home.run(home.tunegen, "report") == "wrote report.html: 1 problems, 1 with their search\n"
+    home.run(*home.words(EMIT))
+    home.pip(*shlex.split(INSTALL)[2:])
+    # Without a GPU the example's tensors lie on the CPU.
+    example = documents.python_blocks("README.md")[0].replace('device="cuda"', 'device="cpu"')
+    shapes = "print([tuple(t.shape) for t in (q, scales, residual_out)])"
+    said = home.run(home.python, "-c", f"{example}\n{shapes}")
+    assert said.startswith(f"{OP}, hidden_size 7168, 64 tokens, variant none, on the CPU\n")
+    assert said.endswith("[(64, 3584), (64, 224), (64, 7168)]\n")
+    assert " 0 failures" in home.run(*home.words(VERIFY))
+    assert home.run(*home.words(REPORT)) == "wrote report.html: 1 problems, 1 with their search\n"
     page = (home.folder / "report.html").read_text()
     assert "Plotly" in page
     assert "found as" in page
@@ -136,8 +157,8 @@ def optuna_reads_the_studies_as_they_are(home: Home) -> None:
     storage = f"sqlite:///{home.folder}/.tunegen/studies.sqlite3"
     (name,) = optuna.get_all_study_names(storage)
     study = optuna.load_study(study_name=name, storage=storage)
-    assert study.metric_names == ["time over default, 1 tokens", "time over default, 256 tokens"]
-    assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 6
+    assert study.metric_names == ["time over default, 64 tokens"]
+    assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 3
     for trial in study.trials:
         assert trial.params == trial.user_attrs["config"]
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()

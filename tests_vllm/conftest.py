@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.library import Library
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "fusion"))
 
 from packs import emit_for_tests

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import pickle
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import documents
 import foreign_ops
 import pytest
 import torch
@@ -40,6 +44,12 @@ TO_GEMM, ADD_TO_GEMM = "rms_norm -> gemm_with_dynamic_quant", "fused_add_rms_nor
 RANGE = Range(1, 4096)
 
 
+# The option of each `vllm serve MODEL` in the documents, and the other options that docs/vllm.md names.
+SERVED = {shlex.split(command.text)[3] for command in documents.commands() if command.text.startswith("vllm serve ")}
+VLLM_PAGE = (documents.ROOT / "docs" / "vllm.md").read_text(encoding="utf-8")
+OPTIONS = [shlex.split(option)[0] for option in re.findall(r"(?:^    |`)(-cc\.[^`#\n]+)", VLLM_PAGE, re.MULTILINE)]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _foreign() -> None:
     foreign_ops.define()
@@ -58,13 +68,43 @@ def config_with(pack: ModuleType, how: str) -> VllmConfig:
     """vLLM's configuration with the pass named on the command line, or given."""
     if how == "name":
         parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
-        passes = json.dumps({KEY: f"{NAME}.vllm_fusion_pass"})
-        options = ["-cc.mode=3", f"-cc.inductor_passes={passes}", "-cc.use_inductor_graph_partition=True"]
+        (passes,) = (option for option in SERVED if "tunegen_ops" in option)
+        options = ["-cc.mode=3", passes.replace("tunegen_ops", NAME), "-cc.use_inductor_graph_partition=True"]
         options += [f"-cc.pass_config.{name}=False" for name in ("fuse_allreduce_rms", "fuse_mla_dual_rms_norm")]
         options += ["-cc.pass_config.fuse_rope_kvcache_cat_mla=False"]  # a pass that vLLM has on GPUs alone
         return VllmConfig(compilation_config=parser.parse_args(options).compilation_config)
     passes = {KEY: pack.vllm_plugin.inductor_pass()}
     return VllmConfig(compilation_config=CompilationConfig(mode=3, inductor_compile_config=passes))
+
+
+def parsed(option: str) -> CompilationConfig:
+    """What vLLM's command line makes of an option."""
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    config: CompilationConfig = parser.parse_args([option]).compilation_config
+    return config
+
+
+def test_documented_options() -> None:
+    """vLLM takes the options that the documents name, each with its value."""
+    assert len(OPTIONS) == 4
+    for option in OPTIONS:
+        path, _, text = option.removeprefix("-cc.").partition("=")
+        value = {"True": True, "False": False}[text] if text in ("True", "False") else json.loads(text)
+        assert functools.reduce(getattr, path.split("."), parsed(option)) == value, option
+
+
+def test_documented_passes(pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The passes that the documents have vLLM take by name, the pack's and the page's own module's, are found."""
+    (own,) = (block for block in documents.python_blocks("vllm.md") if block.startswith("# my_passes.py"))
+    (tmp_path / "my_passes.py").write_text(own.replace("tunegen_ops", NAME))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert len(SERVED) == 2
+    for option in SERVED:
+        config = VllmConfig(compilation_config=parsed(option.replace("tunegen_ops", NAME)))
+        made = config.compilation_config.inductor_compile_config[KEY]
+        assert isinstance(made, InductorPass), option
+        assert made.uuid()
 
 
 @contextmanager

@@ -67,9 +67,6 @@ class OneCall:
         self.microseconds = float(OneCall.made)
         run(0)
 
-    def sample(self) -> float:
-        return self.microseconds
-
 
 def prepared(changes: dict[str, Any]) -> dict[str, Any]:
     """What needs a GPU or takes long, and what a test changes, replaced in all modules that have it; all of it."""
@@ -80,6 +77,7 @@ def prepared(changes: dict[str, Any]) -> dict[str, Any]:
         "Workload": CpuWorkload,
         "Replay": OneCall,
         "OnDevice": OneProcess,
+        "time_interleaved": lambda replays, rounds, warmup=2: [Timing.of([r.microseconds] * rounds) for r in replays],
         "compile_ahead": lambda problems, target: [list(timed) for _, timed in problems],  # nothing compiles here
         **changes,
     }
@@ -451,3 +449,40 @@ def test_plots(tmp_path: Path) -> None:
     assert path.name == "dynamic_mxfp4_quant_hidden_size96_none.svg"
     assert text.count("microseconds a call") == 1
     assert "twin" in text
+
+
+# --- Two runs of the tuner ---
+
+
+def winners(folder: Path, rows: dict[int, int], between: bool = False) -> Path:
+    """A folder as a run of the tuner writes it, whose winners are the default with so many rows, by token count."""
+    problem = Problem.of("dynamic_mxfp4_quant", {"hidden_size": 96})
+    default = get_family(problem.op).default(problem, TARGET)
+    searched = {"median_us": 2.0, "twin_us": 1.0, "margin": 0.05}
+    buckets = [TunedBucket(tokens, tokens, {**default, "rows": count}, searched) for tokens, count in rows.items()]
+    if between:
+        buckets.append(TunedBucket(100, 100, default, {"median_us": 2.0, "margin": 0.01}))
+    last = TunedBucket(buckets[-1].tokens, None, buckets[-1].config, buckets[-1].fields)
+    entry = TunedEntry(
+        *("dynamic_mxfp4_quant", "sm90", TARGET.device, {"hidden_size": 96}, "none", "bfloat16", "measured"),
+        *("a template's", {}, 1, [*buckets[:-1], last]),
+    )
+    save_entries(folder, [entry])
+    return folder
+
+
+def test_two_runs(tmp_path: Path) -> None:
+    """One winner is the same; of the others each second one takes a microsecond more: 2 and 1, then 4 and 3."""
+    first = winners(tmp_path / "first", {1: 1, 16: 2, 64: 1}, between=True)
+    second = winners(tmp_path / "second", {1: 1, 16: 4, 64: 4, 256: 1})
+    changes = {"compile_side_by_side": list}
+    code, output = in_child("two_runs", changes, [first, second, "--out", tmp_path])
+    assert code == 0, output
+    ((line, every),) = tables(output)
+    figures = [line["token counts"], line["the same kernel"], line["within the margin"], line["largest"]]
+    assert figures == ["3", "1", "1", "100.0% at 16 tokens"]
+    assert list(every.values())[1:] == list(line.values())[1:]
+    written = json.loads((tmp_path / "two_runs.json").read_text())
+    assert [pair["tokens"] for pair in written["pairs"]] == [1, 16, 64]
+    code, output = in_child("two_runs", changes, [first, winners(tmp_path / "other", {2: 1})])
+    assert code == 1 and "no problem in common" in output

@@ -38,14 +38,14 @@ def test_twins_compile() -> None:
         for op in RMSNORM_MXFP4.ops:
             problem = Problem.of(op, {"hidden_size": 1536})
             for config in get_family(op).twin_configs(problem, target)[:2]:
-                assert compile_kernel(render(problem, target, config, twin=True)).resources.spills == 0
+                assert compile_kernel(render(problem, target, config, twin=True)).usage.spills == 0
 
 
 def test_gfx950_uses_the_hardware_conversion_without_layout_changes() -> None:
     """28 conversions for 56 elements a lane; LDS for the row reduction alone; 16-byte loads."""
     kernel = compiled("rmsnorm_mxfp4_quant", 7168, "gfx950", {"cover": "3x2048+1024", "num_warps": 4})
     assert len(re.findall(r"v_cvt_scalef32_pk_fp4_f32", kernel.assembly)) == 14
-    assert kernel.resources.shared_memory <= 64
+    assert kernel.usage.shared_memory <= 64
     assert kernel.resources.barriers <= 2
     assert "buffer_load_dwordx4" in kernel.assembly
     assert "buffer_store_dword " in kernel.assembly
@@ -54,7 +54,7 @@ def test_gfx950_uses_the_hardware_conversion_without_layout_changes() -> None:
 def test_gfx942_converts_in_software() -> None:
     kernel = compiled("rmsnorm_mxfp4_quant", 7168, "gfx942", {})
     assert "cvt_scalef32" not in kernel.assembly
-    assert kernel.resources.shared_memory <= 64
+    assert kernel.usage.shared_memory <= 64
 
 
 @pytest.mark.parametrize("name", ["gfx950", "gfx942"])
@@ -83,7 +83,7 @@ def test_sm90_has_wide_loads_and_no_layout_changes() -> None:
     sass = disassemble(kernel.binary)
     assert len(re.findall(r"LDG\.E(?:\.EL)?\.128", sass)) == 21  # x, residual and weight, seven segments each
     assert len(re.findall(r"STG\.E\.128", sass)) == 7
-    assert kernel.resources.shared_memory <= 64
+    assert kernel.usage.shared_memory <= 64
     assert kernel.resources.barriers <= 2
 
 

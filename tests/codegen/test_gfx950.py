@@ -121,7 +121,7 @@ def test_values_of_16_bits_are_converted_as_such(op: str, rounding: str) -> None
     """The conversion of bf16 takes a word, as it was loaded or rounded; swapped halves of one are found."""
     kernel = compiled(op, next(iter(WINNERS[op])), rounding)
     assert {line.split()[0] for line in conversion_lines(kernel.listing)} == {CONVERSION + "bf16"}
-    assert kernel.resources.shared_memory <= MOST_LDS
+    assert kernel.usage.shared_memory <= MOST_LDS
     assert check_conversions(read_amdgcn(kernel.listing, "gfx950")) == []
     if op != DYNAMIC:
         rounded = [line for line in kernel.listing.split("\n") if line.lstrip().startswith("v_cvt_pk_bf16_f32")][-1]

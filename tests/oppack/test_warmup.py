@@ -181,7 +181,8 @@ class Recorder:
             backend = make_backend(GPU_TARGETS[self.target])
             BINDERS[known] = create_function_from_signature(self.function.signature, self.function.params, backend)
         bind = BINDERS[known]
-        return lambda *args, **options: self.took(tuple(bind(*args, **options)[1]))
+        # What is compiled stays with the function: another one of the same file would be compiled anew.
+        return lambda *args, **options: self.took((id(self.function), *bind(*args, **options)[1]))
 
 
 class Packed:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, find_browser
-from made import NORM, ROPE, aiter_of, search_of, shipped
-
-from tunegen.report.gather import gather
-from tunegen.report.page import render_page
+from browser import Browser
 
 PHONE, WIDE = 390, 1400
-FOUND = find_browser()
-
-pytestmark = pytest.mark.skipif(FOUND is None, reason="needs a Chromium: apt-get install chromium")
 
 # Drawn means: plotly has made marks for every trace, inside of the plot's box, which has a size.
 UNDRAWN = """
@@ -37,23 +29,6 @@ BAD_LABELS = """
       && a.top + 3 < b.bottom && b.top + 3 < a.bottom));
 }).length
 """
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two measured sections, one of them with baselines, and a predicted one."""
-    entries = [shipped(NORM, "sm90"), shipped(ROPE, "sm90"), shipped(NORM, "gfx950")]
-    path = tmp_path_factory.mktemp("report") / "report.html"
-    subjects = gather(entries, [search_of(entry) for entry in entries], [aiter_of(entries[1])])
-    path.write_text(render_page(subjects), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    assert FOUND is not None
-    with Browser(FOUND, tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.mark.parametrize(("width", "dark"), [(WIDE, False), (PHONE, True)])

@@ -133,6 +133,12 @@ def test_regret_is_that_of_the_config_that_serves() -> None:
     assert log == [24, 100, 300, 300]
 
 
+def test_a_serving_config_that_breaks_has_no_regret() -> None:
+    made = buckets((16, A), (64, B))
+    assert held_out_regret(made, lambda count: [C], lambda count, configs: {}) == {}
+    assert held_out_regret(made, lambda count: [C], lambda count, configs: {config_key(C): 1.0}) == {}
+
+
 def test_luck_is_no_regret() -> None:
     """The fastest of a race is timed once more beside the config that serves, and that is what counts."""
     raced: list[list[Config]] = []

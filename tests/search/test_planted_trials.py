@@ -13,8 +13,6 @@ import pytest
 from quiet import Quiet
 
 from tunegen.codegen.render import Rendered
-from tunegen.codegen.resources import Resources
-from tunegen.codegen.work import Work
 from tunegen.configs import TunedEntry
 from tunegen.errors import CompileError, UsageError
 from tunegen.evaluate.isolated import IsolatedPool, TaskFailedError
@@ -86,7 +84,7 @@ class Planted(MeasuredEvaluator):
 
 
 POLICIES = ("load_policy", "store_policy")
-RESOURCES = Resources(32, 0, 0, 100, 0, 0, 0, 4, 8, "registers", 0.5, {}, 1, 0, Work(), Work())
+RESOURCES = {"registers": 32}
 
 
 def run(evaluator: MeasuredEvaluator, url: str, trials: int, problems: int = 1) -> tuple[list[TunedEntry], Quiet]:

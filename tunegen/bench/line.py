@@ -78,12 +78,17 @@ def _twins(problem: Problem, target: Target, timed: Iterable[Config]) -> list[Co
 
 def compile_ahead(problems: Iterable[tuple[Problem, Iterable[Config]]], target: Target) -> None:
     """Compiles the kernels and twins of all lines side by side: a launch then finds them in Triton's cache."""
-    rendered: dict[str, Rendered] = {}
+    rendered: list[Rendered] = []
     for problem, timed in problems:
         configs = [get_family(problem.op).default(problem, target), *timed]
-        made = [render(problem, target, config) for config in configs]
-        made += [render(problem, target, config, twin=True) for config in _twins(problem, target, configs)]
-        rendered |= {kernel.digest: kernel for kernel in made}
+        rendered += [render(problem, target, config) for config in configs]
+        rendered += [render(problem, target, config, twin=True) for config in _twins(problem, target, configs)]
+    compile_side_by_side(rendered)
+
+
+def compile_side_by_side(kernels: Iterable[Rendered]) -> None:
+    """Compiles kernels in as many processes as there are cores, each source once."""
+    rendered = {kernel.digest: kernel for kernel in kernels}
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_compile, rendered.values()))
 

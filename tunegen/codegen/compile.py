@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from triton.compiler import ASTSource, make_backend
 from tunegen.codegen.render import Rendered
 from tunegen.codegen.resources import (
     Resources,
+    Usage,
     amd_usage,
     disassemble,
     nvidia_usage,
@@ -34,18 +36,31 @@ class Compiled:
     """What the compiler made of a kernel.
 
     Attributes:
+        target: What it was compiled for.
         assembly: amdgcn text or PTX.
-        listing: What the machine executes: amdgcn text or SASS.
         binary: hsaco or cubin.
-        resources: Registers, spills, shared memory, occupancy.
+        usage: Registers, spills, shared memory.
         seconds: What compiling took.
     """
 
+    target: Target
     assembly: str
-    listing: str
     binary: bytes
-    resources: Resources
+    usage: Usage
     seconds: float
+
+    @cached_property
+    def listing(self) -> str:
+        """What the machine executes: amdgcn text or SASS, which takes as long to get as a kernel to compile."""
+        return self.assembly if self.target.backend == "hip" else disassemble(self.binary)
+
+    @cached_property
+    def resources(self) -> Resources:
+        """Usage, occupancy and what the listing consists of."""
+        used = self.usage
+        registers = (used.registers, used.accumulation_registers, used.scalar_registers, used.spills)
+        instructions = read_listing(self.target, self.listing)
+        return resources_of(self.target, instructions, registers, used.warps, used.shared_memory)
 
 
 def gpu_target(target: Target) -> GPUTarget:
@@ -102,9 +117,8 @@ def _compile(rendered: Rendered, target: Target, dtype: str, folder: Path) -> Co
     warps, shared_memory = int(kernel.options["num_warps"]), int(compiled.metadata.shared)
     if target.backend == "hip":
         assembly, binary = compiled.asm["amdgcn"], compiled.asm["hsaco"]
-        listing, usage = assembly, amd_usage(assembly)
+        usage = amd_usage(assembly)
     else:
         assembly, binary = compiled.asm["ptx"], compiled.asm["cubin"]
-        listing, usage = disassemble(binary), nvidia_usage(binary)
-    resources = resources_of(target, read_listing(target, listing), usage, warps, shared_memory)
-    return Compiled(assembly, listing, binary, resources, seconds)
+        usage = nvidia_usage(binary)
+    return Compiled(target, assembly, binary, Usage(*usage, shared_memory, warps), seconds)

@@ -67,6 +67,18 @@ class Resources:
         return self.programs_per_unit * self.warps // SCHEDULERS
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a compiled kernel says of itself, of which no listing is needed; see `Resources`."""
+
+    registers: int
+    accumulation_registers: int
+    scalar_registers: int
+    spills: int
+    shared_memory: int
+    warps: int
+
+
 def resources_of(
     target: Target, instructions: list[Instruction], usage: tuple[int, int, int, int], warps: int, shared_memory: int
 ) -> Resources:

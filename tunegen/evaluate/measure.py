@@ -2,8 +2,8 @@
 
 Device time only: a graph of many launches is replayed between two events. Inputs rotate. Below the L2 size
 they are two sets and stay hot, as in a model whose producer has just run; above it a set is cold when it
-returns. Kernels that are compared are timed interleaved, and all their graphs are queued before the first has ended:
-the GPU never waits for the host between an event and its graph, however busy the host's cores are with compiling.
+returns. Kernels that are compared are timed interleaved, and their graphs are queued while the GPU is held back: it
+never waits for the host between an event and its graph, however busy the host's cores are with compiling.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ from tunegen.ops import Problem, get_family
 from tunegen.runtime.families import OPS
 from tunegen.runtime.kernel import Kernel
 
-POLICY = "cuda-graph-replay/2"
+POLICY = "cuda-graph-replay/3"
 GRAPH_CALLS = 40
 # A graph of large calls needs no 40 of them to be long beside an event's resolution of half a microsecond.
 GRAPH_MICROSECONDS = 1000.0
-# A GPU that has had nothing to do for so long (seconds) may have lowered its clock, to a sixth on an H100.
-IDLE_SECONDS = 0.05
-# It is up again once a graph is replayed no faster, by this much, than before for so many batches of so long.
-SETTLED = 0.01
-SETTLED_BATCHES = 4
-BATCH_MICROSECONDS = 5000.0
-SPIN_UP_SECONDS = 1.0
+# Graphs that are queued at a time, behind a kernel that holds the GPU back meanwhile; it is tried so often to hold it
+# for long enough, and never for more than so many milliseconds.
+MOST_QUEUED = 64
+LEAST_QUEUED = 8
+ATTEMPTS = 3
+MOST_HELD = 20.0
 
 
 @triton.jit
@@ -151,44 +150,69 @@ class Replay:
         return microseconds
 
 
-class _Clock:
-    """The GPU's clock, which falls when there is nothing to do and takes a while to rise."""
+@triton.jit(do_not_specialize=["turns"])
+def _hold_kernel(zeros_ptr, turns):  # type: ignore[no-untyped-def]  # Triton reads annotations as types of its own
+    # Each address follows from the value before it: the turns cannot overlap.
+    place = tl.load(zeros_ptr, volatile=True)
+    for _ in range(turns):
+        place = tl.load(zeros_ptr + place, volatile=True)
+    tl.store(zeros_ptr + 1 + place, place)
+
+
+class _Gate:
+    """Holds the GPU back until the host has queued what is timed.
+
+    A host that comes late, such as one whose cores compile, else adds its own time between an event and its graph.
+    """
 
     def __init__(self) -> None:
-        self._busy_until = float("-inf")
+        self.most = MOST_QUEUED
+        self._turns = 1000
+        self._zeros: dict[int, torch.Tensor] = {}
 
-    def busy(self) -> None:
-        """Says that the GPU was at work until now."""
-        self._busy_until = time.monotonic()
-
-    def spin_up(self, replay: Replay) -> None:
-        """Replays a graph until it gets no faster, if the GPU may have been idle."""
-        start = time.monotonic()
-        if start - self._busy_until < IDLE_SECONDS:
-            return
-        fastest, settled, count = float("inf"), 0, 1
-        while settled < SETTLED_BATCHES and time.monotonic() - start < SPIN_UP_SECONDS:
-            queued = [replay.queue() for _ in range(count)]
+    def hold(self) -> None:
+        """Queues the kernel that holds the GPU back."""
+        index = torch.cuda.current_device()
+        if index not in self._zeros:
+            self._zeros[index] = torch.zeros(2, dtype=torch.int32, device="cuda")
+            _hold_kernel[(1,)](self._zeros[index], self._turns, num_warps=1)  # compiled before anything is timed
             torch.cuda.synchronize()
-            us = statistics.median(sample() for sample in queued)
-            settled = settled + 1 if us > (1 - SETTLED) * fastest else 0
-            fastest = min(fastest, us)
-            count = max(1, int(BATCH_MICROSECONDS / (us * replay.calls)))
+        _hold_kernel[(1,)](self._zeros[index], self._turns, num_warps=1)
+
+    def time(self, replays: Sequence[Replay]) -> list[float]:
+        """Microseconds a call of each of some graphs, replayed one after the other without the host."""
+        for _ in range(ATTEMPTS):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin = time.perf_counter()
+            start.record()
+            self.hold()
+            end.record()
+            queued = [replay.queue() for replay in replays]
+            needed = 1000 * (time.perf_counter() - begin)
+            torch.cuda.synchronize()
+            held = max(start.elapsed_time(end), 1e-3)
+            # The next time is likely to need as long; a turn takes as long as it took.
+            self._turns = max(1, int(self._turns * min(2 * needed, MOST_HELD) / held))
+            if held >= needed:
+                break
+        else:  # a queue that is full lets nothing more in until the GPU goes on
+            self.most = max(LEAST_QUEUED, self.most // 2)
+        return [microseconds() for microseconds in queued]
 
 
-_clock = _Clock()
+_gate = _Gate()
 
 
 def time_interleaved(replays: Sequence[Replay], rounds: int, warmup: int = 2) -> list[Timing]:
     """Times graphs in turn, ``rounds`` times each, so that a drift of the clock meets all alike."""
-    _clock.spin_up(replays[0])
     for replay in replays:
         for _ in range(warmup):
             replay.warm_up()
-    queued = [[replay.queue() for replay in replays] for _ in range(rounds)]
-    torch.cuda.synchronize()
-    _clock.busy()
-    return [Timing.of([sample() for sample in samples]) for samples in zip(*queued, strict=True)]
+    turns = [replay for _ in range(rounds) for replay in replays]
+    samples: list[float] = []
+    while len(samples) < len(turns):
+        samples += _gate.time(turns[len(samples) :][: _gate.most])
+    return [Timing.of(samples[at :: len(replays)]) for at in range(len(replays))]
 
 
 def empty_kernel_replay() -> Replay:

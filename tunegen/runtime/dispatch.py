@@ -38,12 +38,12 @@ class Selector:
         index = bisect_left(self._edges, num_tokens)
         kernel = self._kernels[index]
         if kernel is None:
-            kernel = self._kernels[index] = load_form(self._paths[index], aligned=True)
+            kernel = self._kernels[index] = load_form(self._paths[index], True)
         return kernel
 
     def general(self) -> Kernel:
         """The kernel for inputs that are not: that of the last bucket, where time is longest."""
-        return load_form(self._paths[-1], aligned=False)
+        return load_form(self._paths[-1], False)
 
 
 class Dispatcher:

@@ -38,8 +38,11 @@ def is_aligned(args: tuple[Any, ...]) -> bool:
 
 
 @functools.cache
-def load_form(path: Path, aligned: bool) -> Kernel:
-    """Loads a kernel file in its aligned or its general form."""
+def load_form(path: Path, aligned: bool, /) -> Kernel:
+    """Loads a kernel file in its aligned or its general form, once: what is compiled of it stays with what it returns.
+
+    By position alone: the cache would take the same argument by keyword for another one.
+    """
     kernel = load_kernel(path)
     if aligned:
         return kernel

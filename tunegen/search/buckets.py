@@ -136,6 +136,8 @@ def held_out_regret(
             serving = next(b for b in buckets if b.max_tokens is None or count <= b.max_tokens).config
             configs = distinct([serving, *(bucket.config for bucket in buckets), *rivals(count)])
             first = race(count, configs)
+            if config_key(serving) not in first:
+                continue
             fastest = min((c for c in configs if config_key(c) in first), key=lambda c: first[config_key(c)])
             times = first if fastest == serving else race(count, [serving, fastest])
             if config_key(serving) in times and config_key(fastest) in times:

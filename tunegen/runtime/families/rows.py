@@ -233,9 +233,9 @@ class RowsOp(Op):
     def reference(self, *args: Any) -> tuple[torch.Tensor, ...]:
         recipe = self.recipe
         named = {name: self.argument(args, name) for name in self._at}
-        if recipe.quant and recipe.quant.native:
+        if recipe.quant is not None and recipe.quant.native:
             named["dtype"] = named["dtype"] or native_fp8(args[0].device)
-        return reference.rows(recipe.source, recipe.quant, recipe.output_norm or not recipe.quant, **named)
+        return reference.rows(recipe.source, recipe.quant, recipe.output_norm or recipe.quant is None, **named)
 
     def inputs(
         self,

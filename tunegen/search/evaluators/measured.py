@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ class MeasuredEvaluator(Evaluator):
                 result.set_exception(error)
                 return
             fingerprint = self.fingerprint(problem, config, compilation.binary)
-            details = {"resources": asdict(compilation.resources), "fingerprint": fingerprint}
+            details = {"resources": compilation.resources, "fingerprint": fingerprint}
             # The same machine code launched on the same grids is the same measurement.
             key = f"{problem} {fingerprint}"
             if key not in self._times:

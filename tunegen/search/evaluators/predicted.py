@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import CancelledError, Future
-from dataclasses import asdict
 from typing import Any
 
 from tunegen.codegen.render import Rendered
@@ -64,7 +63,7 @@ class PredictedEvaluator(Evaluator):
     def _outcome(self, problem: Problem, config: Config, compilation: Compilation) -> Outcome:
         details = {
             "limiters": {str(m): prediction.limiter for m, prediction in compilation.predictions.items()},
-            "resources": asdict(compilation.resources),
+            "resources": compilation.resources,
             "memory_us": {str(m): prediction.memory_us for m, prediction in compilation.predictions.items()},
             "limit_us": {str(m): prediction.limit_us for m, prediction in compilation.predictions.items()},
             "fingerprint": self.fingerprint(problem, config, compilation.binary),

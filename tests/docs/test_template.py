@@ -10,8 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import documents
+
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "template.md"
+DOCUMENTED = documents.texts(PAGE.name)
 # Runs commands in one process, which saves starting torch for each; prints what they said, by their names.
 RUN = """
 import importlib, json, sys
@@ -80,9 +83,7 @@ def test_the_worked_example_works(tmp_path: Path) -> None:
 
     folder = tmp_path / "work"
     folder.mkdir()
-    commands = [
-        shlex.split(line) for line in PAGE.read_text().splitlines() if line.startswith(("    tunegen ", "    pip "))
-    ]
+    commands = [shlex.split(command) for command in DOCUMENTED]
     # The pack is put on the path instead of installed: tests install nothing into their environment.
     commands.remove(["pip", "install", "build/pack"])
     asked = json.dumps([arguments for _, *arguments in commands])
