@@ -28,7 +28,7 @@ from tunegen.configs import load_entries
 from tunegen.files import write_text_atomically
 from tunegen.ops import Problem
 from tunegen.paths import tuned_configs_dir
-from tunegen.targets import present_device
+from tunegen.targets import Device, present_device
 
 SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "SchedulerStats", "WarpStateStats")
 # Columns of the table, by the name of the counter.
@@ -73,11 +73,17 @@ class Counted:
         return f"| `{self.op}` | {self.tokens} | {self.kernel} | {' | '.join(figures)} | {waits} |"
 
 
-def launches(configs: Path, tokens: list[int]) -> list[tuple[str, int, str]]:
-    """Launches, between the profiler's start and stop, what is to be counted; says op, tokens and kernel of each."""
+def nvidia_gpu() -> Device:
+    """The GPU here."""
     device = present_device()
     if device is None or torch.version.hip is not None:
         raise click.ClickException("ncu counts on an NVIDIA GPU; there is none here. On AMD use rocprofv3 --pmc.")
+    return device
+
+
+def launches(configs: Path, tokens: list[int]) -> list[tuple[str, int, str]]:
+    """Launches, between the profiler's start and stop, what is to be counted; says op, tokens and kernel of each."""
+    device = nvidia_gpu()
     entries = load_entries(configs, [device.target.name])
     done = []
     for op in (NORM, ADD):
@@ -122,6 +128,7 @@ def main(configs: Path, tokens: str, out: Path, launch: Path | None) -> None:
     if launch:
         launch.write_text(json.dumps(launches(configs, counts)), encoding="utf-8")
         return
+    nvidia_gpu()
     ncu = shutil.which("ncu")
     if ncu is None:
         raise click.ClickException("ncu is not on the PATH; it comes with CUDA, or as NVIDIA Nsight Compute.")
