@@ -21,7 +21,6 @@ from tunegen.ops import Config, Problem, get_family
 from tunegen.ops.rmsnorm_mxfp4 import DYNAMIC, NORM, NORM_ADD
 from tunegen.targets import get_target
 
-TARGET = get_target("sm90")
 SIZES = {"hidden_size": 512}
 TOKENS = (17,)
 
@@ -31,6 +30,7 @@ TILED: Config = {"cover": "2x256", "num_warps": 2, "rows": 4}
 LOOPING: Config = {**ONE_ROW, "programs_per_unit": 1}
 SPLIT: Config = {**ONE_ROW, "splits": 2}
 WIDTHS: Config = {"cover": "256+2x128", "num_warps": 1}
+WIDE: Config = {"cover": "512", "num_warps": 1}
 SMALL_PACKS: Config = {"cover": "2x256", "num_warps": 4}
 
 
@@ -45,6 +45,7 @@ class Mutation:
         op: The kernel's op.
         rounding: Its rounding.
         config: What differs from its default config.
+        target: Its target; those without an instruction for FP4 differ in how they convert.
     """
 
     name: str
@@ -53,24 +54,39 @@ class Mutation:
     op: str = NORM
     rounding: str = "none"
     config: Config = field(default_factory=lambda: ONE_ROW)
+    target: str = "sm90"
 
 
 ACT = "x_ptr.dtype.element_ty"
+LEAST = "tl.minimum(tl.minimum(below_2, below_4), above_4)"
 
 MUTATIONS = (
     # The scale.
-    Mutation("scale rounded up from 1.5", "+ 0x200000)", "+ 0x400000)"),
-    Mutation("scale boundary one ulp up", "+ 0x200000)", "+ 0x1FFFFF)", op=DYNAMIC),
-    Mutation("scale truncated", "+ 0x200000)", ")"),
-    Mutation("scale off by one", ">> 23) - 2", ">> 23) - 1"),
+    Mutation("scale rounded up from 1.5", "- 0xE00000)", "- 0xC00000)"),
+    Mutation("scale boundary one ulp up", "- 0xE00000)", "- 0xE00001)", op=DYNAMIC),
+    Mutation("scale truncated", "- 0xE00000)", "- 0x1000000)"),
+    Mutation("scale off by one", "- 0xE00000)", "- 0x600000)"),
     Mutation(
         "scale not clamped",
+        "tl.maximum((amax_bits - 0xE00000) >> 23, 0)",
+        "(amax_bits - 0xE00000) >> 23",
+        op=DYNAMIC,
+    ),
+    Mutation("scale truncated, gfx942", "+ 0x200000)", ")", target="gfx942"),
+    Mutation("scale off by one, gfx942", ">> 23) - 2", ">> 23) - 1", target="gfx942"),
+    Mutation(
+        "scale not clamped, gfx942",
         "tl.maximum(((amax_bits + 0x200000) >> 23) - 2, 0)",
         "((amax_bits + 0x200000) >> 23) - 2",
         op=DYNAMIC,
+        target="gfx942",
     ),
     Mutation("scale of the next block", "scales_ptr + COLUMN // 32 +", "scales_ptr + 1 + COLUMN // 32 +"),
-    Mutation("amax of signed values", "& 0x7FFFFFFF\n    return tl.max", "\n    return tl.max"),
+    Mutation("amax of signed values", "tl.maximum(tl.abs(low), tl.abs(high)", "tl.maximum(low, high"),
+    Mutation(
+        "amax of every second value", "tl.maximum(tl.abs(low), tl.abs(high)", "tl.maximum(tl.abs(low), tl.abs(low)"
+    ),
+    Mutation("amax of signed bits", "& 0x7FFFFFFF\n    return tl.max", "\n    return tl.max", target="gfx942"),
     Mutation("amax without the norm", "tl.float32, bitcast=True) * norm).to", "tl.float32, bitcast=True)).to"),
     # Bad and zero blocks.
     Mutation("no zero blocks", "keep = finite & (amax_bits >= 0x1F800000)", "keep = finite"),
@@ -82,17 +98,39 @@ MUTATIONS = (
     Mutation("bad blocks have scale 254", "tl.where(finite, 0, 255)", "tl.where(finite, 0, 254)"),
     Mutation("bad rows pass", 'tl.where(sum_of_squares < float("inf"), norm, float("nan"))', "norm"),
     # The codes.
-    Mutation("nibbles swapped", "word = (word << 4) + c1", "word = (word << 4) + c0"),
+    Mutation("nibbles swapped", "word += c1 << 4", "word += c0 << 4"),
     Mutation("sign of the lowest code lost", "signs & -0x77777778", "signs & -0x77777780"),
     Mutation("signs swapped", "append_sign(signs, b3)", "append_sign(signs, b2)"),
     Mutation("signs lost in small packs", "signs & -0x77777778", "signs & 0x70000008", config=SMALL_PACKS),
-    Mutation("no step above 4", "tl.minimum(tl.minimum(below_2, below_4), above_4)", "tl.minimum(below_2, below_4)"),
-    Mutation("no step below 2", "tl.minimum(tl.minimum(below_2, below_4), above_4)", "tl.minimum(below_4, above_4)"),
-    Mutation("ties rounded up", "round_e2m1(a, scale)\n", "round_e2m1(a, scale * 1.0000001)\n", op=DYNAMIC),
-    Mutation("ties rounded down", "round_e2m1(a, scale)\n", "round_e2m1(a, scale * 0.99999994)\n", op=DYNAMIC),
-    Mutation("codes above 2 one up", "scale * 0.5, 4194305.0)", "scale * 0.5, 4194305.5)", op=DYNAMIC),
-    Mutation("codes above 4 one down", "scale * 0.25, 4194306.0)", "scale * 0.25, 4194305.5)", op=DYNAMIC),
-    Mutation("the exponent left in the word", "word - 0x72800000", "word - 0x72000000"),
+    Mutation("no step above 4", "tl.minimum(below_4, above_4)", "below_4"),
+    Mutation("no step below 4", "tl.minimum(below_4, above_4)", "above_4"),
+    Mutation("codes of signed values", "a = tl.abs(a)", "a = a"),
+    Mutation("ties rounded up", "round_e2m1(values, scale)\n", "round_e2m1(values, scale * 1.0000001)\n", op=DYNAMIC),
+    Mutation(
+        "ties rounded down", "round_e2m1(values, scale)\n", "round_e2m1(values, scale * 0.99999994)\n", op=DYNAMIC
+    ),
+    Mutation("codes below 4 one up", "scale, 8388606.0)", "scale, 8388606.5)", op=DYNAMIC),
+    Mutation("codes above 4 one down", "scale * 0.5, 8388608.0)", "scale * 0.5, 8388607.5)", op=DYNAMIC),
+    Mutation("the exponent left in the word", "word + 0x49444444", "word + 0x49444440"),
+    Mutation("nibbles swapped, gfx942", "word = (word << 4) + c1", "word = (word << 4) + c0", target="gfx942"),
+    Mutation("signs swapped, gfx942", "append_sign(signs, b3)", "append_sign(signs, b2)", config=WIDE, target="gfx942"),
+    Mutation("no step above 4, gfx942", LEAST, "tl.minimum(below_2, below_4)", target="gfx942"),
+    Mutation("no step below 2, gfx942", LEAST, "tl.minimum(below_4, above_4)", target="gfx942"),
+    Mutation("codes above 2 one up", "scale * 0.5, 4194305.0)", "scale * 0.5, 4194305.5)", op=DYNAMIC, target="gfx942"),
+    Mutation(
+        "codes above 4 one down, gfx942",
+        "scale * 0.25, 4194306.0)",
+        "scale * 0.25, 4194305.5)",
+        op=DYNAMIC,
+        target="gfx942",
+    ),
+    Mutation(
+        "the exponent left in the word, gfx942",
+        "word - 0x72800000",
+        "word - 0x72000000",
+        config=WIDE,
+        target="gfx942",
+    ),
     # Where things are.
     Mutation("segment read twice", "x_1 = load_row(x_row, 256,", "x_1 = load_row(x_row, 0,"),
     Mutation("segment read two columns on", "x_1 = load_row(x_row, 256,", "x_1 = load_row(x_row, 254,"),
@@ -146,16 +184,16 @@ MUTATIONS = (
 )
 
 
-def rendered(op: str, rounding: str, config: Config) -> tuple[Rendered, list[Case]]:
-    """The right kernel and the cases for it."""
-    problem = Problem.of(op, SIZES, rounding)
-    complete = get_family(op).resolve(problem, TARGET, config)
-    return interpretable(problem, TARGET, complete), matrix([problem], tokens=TOKENS)
+def rendered(op: str, rounding: str, config: Config, name: str) -> tuple[Rendered, list[Case]]:
+    """The right kernel for the target of that name, and the cases for it."""
+    problem, target = Problem.of(op, SIZES, rounding), get_target(name)
+    complete = get_family(op).resolve(problem, target, config)
+    return interpretable(problem, target, complete), matrix([problem], tokens=TOKENS)
 
 
 def judge(interpreter: Interpreter, path: Path, kernel: Rendered, cases: list[Case]) -> list[str]:
     """What is wrong with a kernel, of the first case that fails."""
-    lanes = fewest_lanes_per_row(TARGET, kernel.config)
+    lanes = fewest_lanes_per_row(get_target(kernel.target), kernel.config)
     futures = [interpreter.submit(path, case, lanes) for case in cases]
     try:
         return next((found for future in as_completed(futures) if (found := future.result())), [])
@@ -164,18 +202,18 @@ def judge(interpreter: Interpreter, path: Path, kernel: Rendered, cases: list[Ca
             future.cancel()
 
 
-BASES = list(dict.fromkeys((m.op, m.rounding, tuple(m.config.items())) for m in MUTATIONS))
+BASES = list(dict.fromkeys((m.op, m.rounding, tuple(m.config.items()), m.target) for m in MUTATIONS))
 
 
-@pytest.mark.parametrize(("op", "rounding", "config"), BASES)
-def test_the_kernels_pass_as_they_are(op, rounding, config, interpreter, kernel_folder) -> None:
-    kernel, cases = rendered(op, rounding, dict(config))
+@pytest.mark.parametrize(("op", "rounding", "config", "target_name"), BASES)
+def test_the_kernels_pass_as_they_are(op, rounding, config, target_name, interpreter, kernel_folder) -> None:
+    kernel, cases = rendered(op, rounding, dict(config), target_name)
     assert judge(interpreter, kernel.write(kernel_folder), kernel, cases) == []
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_broken_line_is_noticed(mutation: Mutation, interpreter: Interpreter, kernel_folder: Path) -> None:
-    kernel, cases = rendered(mutation.op, mutation.rounding, mutation.config)
+    kernel, cases = rendered(mutation.op, mutation.rounding, mutation.config, mutation.target)
     source = kernel.source.replace(mutation.old, mutation.new)
     assert source != kernel.source, f"the template no longer has {mutation.old!r}"
     path = kernel_folder / f"mutation_{MUTATIONS.index(mutation)}.py"

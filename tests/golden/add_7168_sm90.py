@@ -36,8 +36,11 @@ def load_row(
 
 @triton.jit
 def block_amax_bits(values, NUM_BLOCKS: tl.constexpr):
-    """Bit pattern of the largest |value| of each 32: compared as an integer, so that NaN wins."""
-    bits = values.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    """Bit pattern of the largest |value| of each 32; NaN wins."""
+    low, high = tl.split(tl.reshape(values, (NUM_BLOCKS, 16, 2)))
+    larger = tl.maximum(tl.abs(low), tl.abs(high), propagate_nan=tl.PropagateNan.ALL)
+    # Both values have their maximum: a tensor of the shape of the values keeps their layout, and costs nothing.
+    bits = tl.join(larger, larger).to(tl.int32, bitcast=True) & 0x7FFFFFFF
     return tl.max(tl.reshape(bits, (NUM_BLOCKS, 32)), axis=1)
 
 
@@ -53,16 +56,16 @@ def of_words(block_tile, NUM_BLOCKS: tl.constexpr, PACK: tl.constexpr):
 
 @triton.jit
 def round_e2m1(a, scale):
-    """Bits of 2^22 + half the E2M1 code of v = a scale, which is below 7, rounded to nearest even.
+    """Bits of 2^23 - 2, plus the E2M1 code of v = |a| scale, which is below 7, rounded to nearest even.
 
-    The code is the nearest-even integer of min(2 v, v + 2, v / 2 + 4), and rounding is monotonic: it is the least
-    of the three, each rounded once as it is added to 2^22, where an ulp is a half. Positive floats are in the
-    order of their bits, and the least of three integers is one instruction.
+    Added to 2^23 - 2, v is rounded to halves while the sum is below 2^23, and to ones from there: the two steps of
+    E2M1 below 4. Above 4 it is v / 2, rounded to ones, that is added to 2^23. Rounding is monotonic: the code
+    belongs to the less of the two. Positive floats are in the order of their bits.
     """
-    below_2 = tl.fma(a, scale, 4194304.0).to(tl.int32, bitcast=True)
-    below_4 = tl.fma(a, scale * 0.5, 4194305.0).to(tl.int32, bitcast=True)
-    above_4 = tl.fma(a, scale * 0.25, 4194306.0).to(tl.int32, bitcast=True)
-    return tl.minimum(tl.minimum(below_2, below_4), above_4)
+    a = tl.abs(a)
+    below_4 = tl.fma(a, scale, 8388606.0).to(tl.int32, bitcast=True)
+    above_4 = tl.fma(a, scale * 0.5, 8388608.0).to(tl.int32, bitcast=True)
+    return tl.minimum(below_4, above_4)
 
 
 @triton.jit
@@ -75,8 +78,7 @@ def append_sign(signs, bits):
 def pack_8(values, scale, NUM_BLOCKS: tl.constexpr):
     """E2M1 codes of values * scale (block by block), 8 a word, the even element low."""
     bits = values.to(tl.int32, bitcast=True)
-    a = (bits & 0x7FFFFFFF).to(tl.float32, bitcast=True)
-    codes = round_e2m1(a, scale)
+    codes = round_e2m1(values, scale)
     even, odd = tl.split(tl.reshape(codes, (NUM_BLOCKS, 4, 4, 2)))
     even_04, even_26 = tl.split(tl.reshape(even, (NUM_BLOCKS, 4, 2, 2)))
     odd_15, odd_37 = tl.split(tl.reshape(odd, (NUM_BLOCKS, 4, 2, 2)))
@@ -92,21 +94,22 @@ def pack_8(values, scale, NUM_BLOCKS: tl.constexpr):
     b1, b5 = tl.split(odd_15)
     b3, b7 = tl.split(odd_37)
     signs = append_sign((b7 >> 28) & 0xF, b6)
-    word = (c7 << 4) + c6
     signs = append_sign(signs, b5)
-    word = (word << 4) + c5
     signs = append_sign(signs, b4)
-    word = (word << 4) + c4
     signs = append_sign(signs, b3)
-    word = (word << 4) + c3
     signs = append_sign(signs, b2)
-    word = (word << 4) + c2
     signs = append_sign(signs, b1)
-    word = (word << 4) + c1
     signs = append_sign(signs, b0)
-    word = (word << 4) + c0
-    # The exponent of 2^22 has left the word at the top, but for that of the last three: 0x4A800000 * 273.
-    return (word - 0x72800000) | (signs & -0x77777778)
+    word = c0
+    word += c1 << 4
+    word += c2 << 8
+    word += c3 << 12
+    word += c4 << 16
+    word += c5 << 20
+    word += c6 << 24
+    word += c7 << 28
+    # The bits of 2^23 - 2 once for each nibble: 0x4AFFFFFC * 0x11111111.
+    return (word + 0x49444444) | (signs & -0x77777778)
 
 
 @triton.jit
@@ -128,9 +131,11 @@ def store_mxfp4(
     WORDS: tl.constexpr = NUM_BLOCKS * 32 // PACK
     # What belongs to a block is spelled for each of its elements: a lane computes it once all the same.
     amax_bits = tl.broadcast_to(amax_bits[:, None], (NUM_BLOCKS, 32))
-    amax_bits = (amax_bits.to(tl.float32, bitcast=True) * norm).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    # As an unsigned integer NaN of either sign is more than infinity.
+    amax_bits = (amax_bits.to(tl.float32, bitcast=True) * norm).to(tl.uint32, bitcast=True)
     finite = amax_bits < 0x7F800000
-    e8 = tl.maximum(((amax_bits + 0x200000) >> 23) - 2, 0)
+    # ((bits + 0x200000) >> 23) - 2, which is above 0 where it is kept
+    e8 = (amax_bits.to(tl.int32) - 0xE00000) >> 23
     keep = finite & (amax_bits >= 0x1F800000)  # 2^-64
     scale = tl.where(keep, e8, tl.where(finite, 0, 255))
     values = tl.reshape(values, (NUM_BLOCKS, 32))

@@ -26,7 +26,8 @@ from tunegen.runtime.families import OPS
 from tunegen.runtime.kernel import load_kernel
 from tunegen.targets import Target
 
-SOFTWARE_CONVERSION = "saturate"
+# Conversions to FP4 without an instruction of the target's; the first stands in for those that are one.
+SOFTWARE_CONVERSIONS = ("saturate", "binades")
 # Compute units that persistent kernels are launched for: fewer programs than tiles, so that their loops turn.
 UNITS = 4
 
@@ -40,8 +41,10 @@ def substituted(problem: Problem, target: Target, config: Config) -> bool:
 
 
 def interpretable(problem: Problem, target: Target, config: Config) -> Rendered:
-    """The kernel of a config, with the software conversion in place of the target's instruction."""
-    return render(problem, dataclasses.replace(target, fp4_conversion=SOFTWARE_CONVERSION), config)
+    """The kernel of a config, with a software conversion in place of the target's instruction if it has one."""
+    if target.fp4_conversion not in SOFTWARE_CONVERSIONS:
+        target = dataclasses.replace(target, fp4_conversion=SOFTWARE_CONVERSIONS[0])
+    return render(problem, target, config)
 
 
 class Interpreter(Pool):
