@@ -7,6 +7,7 @@ size, rounding, token count, dtype and layout.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Hashable
 
@@ -32,8 +33,8 @@ SEGMENTS_INTERPRETED = 80
 # them; `test_256_tokens` has the largest token count at every size.
 SEGMENTS_COMPILED = 10
 ELEMENTS_EXECUTED = 33 * 7168
-# A wide and a narrow one each.
-SIZES_TOGETHER = ((7168, 96), (5120, 512), (2048, 1536))
+# Tests that share the cases of a target, so that test processes do.
+PARTS = 3
 # gfx942's kernels are gfx950's but for their conversions: a few variants show that. The full matrix has all.
 VARIANTS_IN_CI = {"gfx942": ("default", "many rows, looping", "split")}
 
@@ -99,12 +100,13 @@ def left_out(target: Target, case: Case, config: Config, full_matrix: bool) -> b
     return tiles * segments > SEGMENTS_INTERPRETED
 
 
-@pytest.mark.parametrize("hidden_sizes", SIZES_TOGETHER, ids=str)
-def test_kernels_conform(target: Target, hidden_sizes: tuple[int, ...], judge, on_gpu: bool, full_matrix: bool) -> None:
+@functools.cache
+def pairs_of(target: Target, on_gpu: bool, full_matrix: bool) -> list[tuple[Case, Config]]:
+    """Cases with configs, in which any two values of different factors meet."""
     names = VARIANTS_IN_CI.get(target.name) if not on_gpu and not full_matrix else None
     configs: dict[Problem, dict[str, Config]] = {}
     pairs = []
-    for hidden_size in hidden_sizes:
+    for hidden_size in HIDDEN_SIZES:
         for case in candidates(problems(hidden_size), TOKENS, seed=hidden_size):
             if case.problem not in configs:
                 configs[case.problem] = variants(case.problem, target)
@@ -121,8 +123,12 @@ def test_kernels_conform(target: Target, hidden_sizes: tuple[int, ...], judge, o
         case, name = pair
         return (*case_factors(case), (case.problem.sizes["hidden_size"], name) if by_size else name)
 
-    chosen = pairwise(pairs, factors)
-    assert judge(target, [(case, configs[case.problem][name]) for case, name in chosen]) == []
+    return [(case, configs[case.problem][name]) for case, name in pairwise(pairs, factors)]
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_kernels_conform(target: Target, part: int, judge, on_gpu: bool, full_matrix: bool) -> None:
+    assert judge(target, pairs_of(target, on_gpu, full_matrix)[part::PARTS]) == []
 
 
 @pytest.mark.parametrize("hidden_size", HIDDEN_SIZES)
