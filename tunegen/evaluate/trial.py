@@ -37,11 +37,11 @@ TWINS_AGAIN = 3
 FINAL_ROUNDS = 13
 # Of a race: who is this much slower than the fastest at a look is not timed again. The others are in few rounds where
 # calls are long, and where they are short in as many as take so long in all.
-OUT_OF_RACE = 1.1
+OUT_OF_RACE = 1.05
 RACE_ROUNDS = (7, 31)
 RACE_MICROSECONDS = 30_000.0
 # Where calls are shorter than this, one graph of a kernel differs from another of it by more than its samples do: a
-# kernel that is decided upon is then captured several times, and its samples are put together.
+# kernel that is decided upon is then captured several times, and its samples, no more in all, are put together.
 SHORT_MICROSECONDS = 20.0
 CAPTURES = 3
 # More of the GPU's memory than this is not left to a kernel that has run.
@@ -148,18 +148,16 @@ def _passing(problem: Problem, tokens: int) -> Iterator[None]:
             _state.workloads.pop((problem, tokens), None)
 
 
-def _captured(problem: Problem, tokens: int, kernels: Sequence[Path], look: Sequence[float]) -> list[list[Replay]]:
-    """Graphs of each kernel, several where calls are short by a look at them."""
-    return [
-        [_replay(problem, tokens, kernel) for _ in range(CAPTURES if us < SHORT_MICROSECONDS else 1)]
-        for kernel, us in zip(kernels, look, strict=True)
-    ]
+def _captures(us: float) -> int:
+    """Graphs of a kernel whose calls take so long."""
+    return CAPTURES if us < SHORT_MICROSECONDS else 1
 
 
 def _time_captured(captured: Sequence[Sequence[Replay]], rounds: int) -> list[Timing]:
-    """Times kernels, each in all of its graphs, in turn."""
-    timings = iter(time_interleaved([replay for each in captured for replay in each], rounds))
-    return [Timing.of([sample for _ in each for sample in next(timings).samples]) for each in captured]
+    """Times kernels in turn, each in all of its graphs, which have equally many."""
+    each_rounds = -(-rounds // max(len(replays) for replays in captured))
+    timings = iter(time_interleaved([replay for replays in captured for replay in replays], each_rounds))
+    return [Timing.of([sample for _ in replays for sample in next(timings).samples]) for replays in captured]
 
 
 def _median(replay: Replay, rounds: int) -> float:
@@ -244,9 +242,10 @@ def contest(problem: Problem, tokens: int, twins: Sequence[Path], kernels: Seque
     replays = [_replay(problem, tokens, twin) for twin in again]
     timings = time_interleaved(replays, LONG_ROUNDS, 1)
     best = min(range(len(again)), key=lambda at: timings[at].median)
-    us = timings[best].median
-    finalists = _captured(problem, tokens, [again[best], *kernels], [us] * (1 + len(kernels)))
-    empty, twin, *rest = _time_captured([[empty_kernel_replay()], *finalists], FINAL_ROUNDS)
+    captures = range(_captures(timings[best].median))
+    empties = [empty_kernel_replay() for _ in captures]
+    finalists = [[_replay(problem, tokens, source) for _ in captures] for source in (again[best], *kernels)]
+    empty, twin, *rest = _time_captured([empties, *finalists], FINAL_ROUNDS)
     return Contest(empty, twin, tuple(rest))
 
 
@@ -264,10 +263,9 @@ def race(problem: Problem, tokens: int, kernels: Sequence[Path]) -> tuple[Timing
         timings = time_interleaved(replays, LONG_ROUNDS, warmup=1)
         fastest = min(timing.median for timing in timings)
         near = [at for at, timing in enumerate(timings) if timing.median <= OUT_OF_RACE * fastest]
-        captured = _captured(problem, tokens, [kernels[at] for at in near], [timings[at].median for at in near])
-        round_us = sum(
-            timings[at].median * replays[at].calls * len(each) for at, each in zip(near, captured, strict=True)
-        )
+        more = range(_captures(fastest) - 1)
+        captured = [[replays[at], *(_replay(problem, tokens, kernels[at]) for _ in more)] for at in near]
+        round_us = sum(timings[at].median * replays[at].calls for at in near)
         least, most = RACE_ROUNDS
         rounds = max(least, min(most, int(RACE_MICROSECONDS / round_us)))
         for at, timing in zip(near, _time_captured(captured, rounds), strict=True):

@@ -17,7 +17,9 @@ from tunegen.ops import Config, config_key
 
 # Counts that are never tuned or timed before the buckets are made; the regret there is what users may expect.
 HELD_OUT = (24, 100, 300, 700, 1500, 3000, 6000)
-# Counts for each doubling, the tuned one among them.
+# Counts for each doubling, the tuned one among them: fewer where few programs there are leave units without one.
+FEW_TOKENS = 64
+PER_OCTAVE_OF_FEW = 3
 PER_OCTAVE = 6
 # Where the winner changes between two counts, the count from which the second is faster is sought to this ratio.
 EDGE_RATIO = 1.02
@@ -31,12 +33,13 @@ Rivals = Callable[[int], Sequence[Config]]
 
 
 def counts_between(low: int, high: int) -> list[int]:
-    """Token counts strictly between two, `PER_OCTAVE` a doubling, evenly on a logarithmic axis."""
+    """Token counts strictly between two, so many a doubling, evenly on a logarithmic axis."""
+    step = 2 ** (1 / (PER_OCTAVE_OF_FEW if high <= FEW_TOKENS else PER_OCTAVE))
     counts = []
-    count = low * 2 ** (1 / PER_OCTAVE)
+    count = low * step
     while round(count) < high:
         counts.append(round(count))
-        count *= 2 ** (1 / PER_OCTAVE)
+        count *= step
     return [each for each in dict.fromkeys(counts) if low < each and each not in HELD_OUT]
 
 
