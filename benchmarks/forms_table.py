@@ -1,11 +1,16 @@
 """Fused forms against their unfused sequences: verified on the device, then timed, all of a line interleaved.
 
-Usage: python benchmarks/forms_table.py [--op OP ...] [--out DIR]
+Usage: python benchmarks/forms_table.py [--op OP ...] [--aiter-root FOLDER] [--configs tuned_configs] [--out DIR]
 
 The unfused sequence of a form is what a graph without it runs: a torch.compile'd norm or gated activation (two norms:
-two calls), which rounds its result to the activation dtype; then this project's own quantiser kernel; then, for another
-layout of the scales, a torch.compile'd copy into it. Fused and quantiser kernels each have the best of a few configs,
-looked at shortly at every token count; the search is not run.
+two calls), which rounds its result to the activation dtype; then a quantiser; then, for another layout of the scales, a
+torch.compile'd copy into it. The quantiser is AITER's Triton kernel, as in the `unfused` of `tunegen bench`, where
+AITER is there and the form is MXFP4; and, in a second sequence on the same line, this project's own kernel, which is
+the harder one to beat. A form that does not quantise has one sequence, in the columns of the second. What the sequences
+return is judged before it is timed.
+
+Fused and quantiser kernels run in the tuned config of the token count where --configs has an entry of this GPU, else in
+the best of a few configs, looked at shortly at every token count; the search is not run.
 """
 
 from __future__ import annotations
@@ -13,29 +18,33 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from unfused_forms import Form, Outputs, Quantise, Unfused, aiters_agreement, wrong_in
 
-from tunegen.bench.baselines import add_norm, norm
+from tunegen.bench.aiter import Aiter
 from tunegen.bench.compare import time_all
 from tunegen.bench.line import KERNELS, Line
-from tunegen.bench.report import environment_of
+from tunegen.bench.report import ABSENT, aiter_line, environment_of
+from tunegen.bench.run import aiter_if_there, tuned_entry
 from tunegen.codegen.render import render
+from tunegen.configs import TunedEntry, load_entries
+from tunegen.errors import TunegenError
 from tunegen.evaluate.conformance import Case, candidates, case_factors, fewest_lanes_per_row, first_case, pairwise
 from tunegen.evaluate.measure import Replay, time_interleaved
 from tunegen.evaluate.on_device import OnDevice
 from tunegen.files import write_text_atomically
 from tunegen.ops import Config, Problem, get_family
+from tunegen.paths import tuned_configs_dir
 from tunegen.runtime.families.recipe import RECIPES, Variant
-from tunegen.runtime.kernel import load_kernel
-from tunegen.runtime.reference.activation import activate
-from tunegen.runtime.reference.scale_layout import place
+from tunegen.runtime.reference.mxfp4 import BLOCK
 from tunegen.targets import Target, present_device
 
 TOKENS = (1, 64, 1024, 8192)
@@ -44,19 +53,19 @@ SIZES = {"hidden_size": 7168, "intermediate_size": 2048}
 TWO_SIZES = {"hidden_size": 1536, "second_size": 512}
 # Forms that differ in the layout of their scales alone.
 LAYOUTS = (("rmsnorm_add_mxfp4_quant", "none,shuffled"), ("rmsnorm_add_mxfp4_quant", "none,padded"))
-COLUMNS = ("form", "tokens", "fused us", "unfused us", "of it the quantiser", "speed-up", "config")
+# The unfused sequences by what they are called in the JSON, and whose quantiser each has.
+AITERS, OURS = "unfused_aiter", "unfused"
+SEQUENCES = {AITERS: "AITER's", OURS: "our"}
+COLUMNS = (
+    *("form", "tokens", "fused us", *(f"unfused us ({whose} quantiser)" for whose in SEQUENCES.values())),
+    *("of it the quantiser", *(f"speed-up ({whose} quantiser)" for whose in SEQUENCES.values()), "config"),
+)
 SHORT_CALLS = 8
 LOOKS = 3
 MAX_WORKERS = 14
 AIM = 1.3
 
-
-@dataclass(frozen=True)
-class Form:
-    """A fused form: its problem, and that of the quantiser that its unfused sequence ends in, if any."""
-
-    problem: Problem
-    quantiser: Problem | None
+Tuned = Mapping[Problem, TunedEntry | None]
 
 
 def forms(ops: Sequence[str]) -> list[Form]:
@@ -85,6 +94,11 @@ def some_configs(problem: Problem, target: Target) -> list[Config]:
     return [c for i, c in enumerate(configs) if family.valid(problem, target, c) and c not in configs[:i]]
 
 
+def configs_at(problem: Problem, target: Target, entry: TunedEntry | None, tokens: int) -> list[Config]:
+    """The tuned config of a token count; without an entry, those that are looked at."""
+    return [entry.bucket(tokens).config] if entry else some_configs(problem, target)
+
+
 # --- Verification ---
 
 
@@ -103,111 +117,113 @@ def _usual(variant: Variant) -> bool:
     return variant.rounding == "none" or variant.layout == "rows"
 
 
-def submit(pool: OnDevice, problems: Sequence[Problem], target: Target) -> list[tuple[Case, Future[list[str]]]]:
+def submit(pool: OnDevice, tuned: Tuned, target: Target) -> list[tuple[Case, Future[list[str]]]]:
     """Has every config that will be timed, and the default in all variants, compiled and judged."""
     futures = []
-    for problem in problems:
-        configs = some_configs(problem, target)
+    for problem, entry in tuned.items():
+        every = [config for tokens in TOKENS for config in configs_at(problem, target, entry, tokens)]
+        configs = [config for i, config in enumerate(every) if config not in every[:i]]
         work = [(first_case(problem, target), config) for config in configs]
         if problem.rounding == "none":
-            work += [(case, configs[0]) for case in cases_of(problem, target)]
+            default = get_family(problem.op).default(problem, target)
+            work += [(case, default) for case in cases_of(problem, target)]
         for case, config in work:
             path = render(case.problem, target, config).write(KERNELS)
             futures.append((case, pool.submit(path, case, fewest_lanes_per_row(target, config))))
     return futures
 
 
-# --- The unfused sequence ---
-
-
-def gated(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """f(gate) * up rounded to the activation dtype once."""
-    gate, up = x.to(torch.float32).chunk(2, dim=-1)
-    return (activate(gate, activation) * up).to(x.dtype)
-
-
-class Unfused:
-    """The compiled parts of all unfused sequences."""
-
-    def __init__(self) -> None:
-        # Whole graphs alone: past its limit of sizes, Dynamo would go on uncompiled.
-        compiled = [torch.compile(f, fullgraph=True) for f in (norm, add_norm, gated, place)]
-        self._norm, self._add_norm, self._gated, self._place = compiled
-        torch._dynamo.config.recompile_limit = 64
-
-    def first(self, form: Form, args: tuple[Any, ...]) -> torch.Tensor:
-        """What comes before the quantiser, with all else that the form returns; the rows are returned."""
-        recipe = RECIPES[form.problem.op]
-        _mark(*args)
-        if recipe.activation:
-            return self._gated(args[0], recipe.activation)
-        count = 4 if recipe.residual else 3
-        rows = self._add_norm(*args[:count])[0] if recipe.residual else self._norm(*args[:count])
-        if recipe.second:
-            self._norm(*args[count : count + 3])
-        return rows
-
-    def last(self, form: Form, scales: torch.Tensor) -> None:
-        """What comes after the quantiser."""
-        layout = RECIPES[form.problem.op].parse(form.problem.rounding).layout
-        if layout != "rows":
-            _mark(scales)
-            self._place(scales, layout)
-
-
-def _mark(*args: Any) -> None:
-    """Has Inductor compile for any number of tokens but 1, and for the width that there is."""
-    for arg in args:
-        if isinstance(arg, torch.Tensor) and arg.dim() == 2:
-            torch._dynamo.mark_static(arg, 1)
-            if arg.shape[0] > 1:
-                torch._dynamo.maybe_mark_dynamic(arg, 0)
-
-
 # --- One line ---
+
+
+def aiters_quantiser(form: Form, aiter: Aiter | None) -> Quantise | None:
+    """The form's quantiser as AITER has it, if it is there."""
+    return aiter.dynamic_mxfp4_quant if aiter and form.recipe.quantiser == "mxfp4" else None
+
+
+def compile_steps(form: Form, tokens: int, target: Target, unfused: Unfused, aiters: Quantise | None) -> None:
+    """Runs a form's sequences once, but for this project's quantiser."""
+
+    def stand_in(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return rows, torch.zeros((tokens, rows.shape[1] // BLOCK), dtype=torch.uint8, device=rows.device)
+
+    args = Line(form.problem, target, tokens).workload.inputs[0]
+    unfused.run(form, args, stand_in if form.quantiser else None)
+    if aiters:
+        unfused.run(form, args, aiters)
 
 
 def best(line: Line, configs: list[Config]) -> Config:
     """The fastest of a few configs, by a short look."""
+    if len(configs) == 1:
+        return configs[0]
     replays = [Replay(line.workload.launch(line.kernel(config)), line.sets, SHORT_CALLS) for config in configs]
     looks = time_interleaved(replays, LOOKS, 1)
     return min(zip(looks, configs, strict=True), key=lambda look: look[0].median)[1]
 
 
-def row(form: Form, tokens: int, target: Target, unfused: Unfused) -> dict[str, Any]:
-    """Times one form at one token count."""
+def our_step(plain: Line, config: Config, sets: int) -> Callable[[int], Quantise]:
+    """This project's quantiser as a step of a form with so many input sets: what it does for each."""
+    kernel, workload = plain.kernel(config), plain.workload
+    x, *rest = workload.inputs[0]
+    made = [workload.op.allocate(x, *rest) for _ in range(sets)]
+
+    def quantise(outputs: Outputs, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        workload.op.launch(kernel, workload.units, outputs, rows, *rest)
+        q, scales = outputs
+        return q, scales
+
+    return lambda index: partial(quantise, made[index])
+
+
+def row(
+    form: Form, tokens: int, target: Target, unfused: Unfused, tuned: Tuned, aiters: Quantise | None
+) -> dict[str, Any]:
+    """Times one form at one token count; a sequence that is wrong is not timed."""
     line = Line(form.problem, target, tokens)
-    config = best(line, some_configs(form.problem, target))
-    quantise: Callable[[int, torch.Tensor], torch.Tensor] | None = None
+    entry = tuned[form.problem]
+    config = best(line, configs_at(form.problem, target, entry, tokens))
     graphs = {"fused": line.replay(config)}
+    # The second step of each sequence, for an input set.
+    steps: dict[str, Callable[[int], Quantise | None]] = {OURS: lambda index: None}
+    quantiser_config = None
     if form.quantiser:
-        plain_line = Line(form.quantiser, target, tokens)
-        op = plain_line.workload.op
-        quantiser = some_configs(form.quantiser, target)
-        kernel = load_kernel(render(form.quantiser, target, best(plain_line, quantiser)).write(KERNELS))
-        graphs["quantiser"] = Replay(plain_line.workload.launch(kernel), plain_line.sets)
-        made = [op.allocate(*args) for args in plain_line.workload.inputs]
-        rest = [args[1:] for args in plain_line.workload.inputs]
+        plain = Line(form.quantiser, target, tokens)
+        quantiser_config = best(plain, configs_at(form.quantiser, target, tuned[form.quantiser], tokens))
+        graphs["quantiser"] = plain.replay(quantiser_config)
+        steps[OURS] = our_step(plain, quantiser_config, line.sets)
+    if aiters:
+        steps[AITERS] = lambda index: aiters
+    args = line.workload.inputs[0]
+    rows, _ = unfused.first(form, args)
+    wrong: dict[str, list[str]] = {}
+    undefined = 0.0
+    for name, step in steps.items():
 
-        def quantise(index: int, rows: torch.Tensor) -> torch.Tensor:
-            at = index % len(made)
-            op.launch(kernel, line.workload.units, made[at], rows, *rest[at])
-            return made[at][1]
+        def sequence(index: int, step: Callable[[int], Quantise | None] = step) -> Outputs:
+            return unfused.run(form, line.workload.inputs[index], step(index))
 
-    def sequence(index: int) -> None:
-        rows = unfused.first(form, line.workload.inputs[index])
-        if quantise:
-            unfused.last(form, quantise(index, rows))
-
-    graphs["unfused"] = line.replay_baseline(sequence)
+        if name == OURS:
+            found = wrong_in(form, args, rows, sequence(0))
+        else:
+            agreement = aiters_agreement(form, rows, sequence(0))
+            found, undefined = agreement.failures, agreement.undefined_scales / agreement.blocks
+        if found:
+            wrong[name] = found
+        else:
+            graphs[name] = line.replay_baseline(sequence)
     timings = time_all(graphs)
     return {
         "op": form.problem.op,
         "variant": form.problem.rounding,
         "tokens": tokens,
         "config": config,
+        "quantiser_config": quantiser_config,
+        "tuned": entry is not None,
         "us": {name: timing.median for name, timing in timings.items()},
         "spread_us": {name: timing.spread for name, timing in timings.items()},
+        "wrong": wrong,
+        "undefined_scales": undefined,
     }
 
 
@@ -215,38 +231,61 @@ def cells(result: dict[str, Any]) -> list[str]:
     """A result as a line of the table."""
     us = result["us"]
     name = result["op"] if result["variant"] == "none" else f"{result['op']}, {result['variant'].partition(',')[2]}"
-    speed_up = us["unfused"] / us["fused"]
-    quantiser = f"{us['quantiser']:.2f}" if "quantiser" in us else "-"
-    config = " ".join(f"{key}={value}" for key, value in result["config"].items() if key in ("splits", "num_warps"))
-    figures = (f"{us['fused']:.2f}", f"{us['unfused']:.2f}", quantiser, f"{speed_up:.2f}")
-    return [name, str(result["tokens"]), *figures, config]
+    times = [f"{us[what]:.2f}" if what in us else ABSENT for what in ("fused", *SEQUENCES, "quantiser")]
+    speed_ups = [f"{us[what] / us['fused']:.2f}" if what in us else ABSENT for what in SEQUENCES]
+    chosen = " ".join(f"{key}={value}" for key, value in result["config"].items() if key in ("splits", "num_warps"))
+    return [name, str(result["tokens"]), *times, *speed_ups, "tuned" if result["tuned"] else chosen]
+
+
+def summary(results: Sequence[dict[str, Any]]) -> list[str]:
+    """What is below the table: where the aim is missed, and what is wrong or undefined."""
+    lines = []
+    for name, whose in SEQUENCES.items():
+        timed = [result for result in results if name in result["us"]]
+        slow = [r for r in timed if r["us"][name] < AIM * r["us"]["fused"]]
+        below = "; ".join(f"{r['op']} ({r['variant']}) at {r['tokens']}" for r in slow) or "none"
+        if timed:
+            lines.append(f"Below {AIM} with {whose} quantiser: {below}.")
+    for r in results:
+        for name, found in r["wrong"].items():
+            where = f"{r['op']} ({r['variant']}) at {r['tokens']}"
+            lines.append(f"WRONG: {where}, unfused with {SEQUENCES[name]} quantiser, not timed: {'; '.join(found)}")
+    undefined = max((r["undefined_scales"] for r in results), default=0.0)
+    if undefined:
+        lines.append(f"AITER's scales below 1 are undefined on this GPU: up to {undefined:.0%} of a line's are wrong.")
+    return lines
 
 
 @click.command()
 @click.option("--op", "ops", multiple=True, help="Only this form; may be repeated.")
+@click.option("--aiter-root", type=click.Path(path_type=Path), help="Folder of an unpacked amd-aiter.")
+@click.option("--configs", type=click.Path(path_type=Path), default=tuned_configs_dir(), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Writes forms_table.md and forms_table.json here too.")
-def main(ops: tuple[str, ...], out: Path | None) -> None:
+def main(ops: tuple[str, ...], aiter_root: Path | None, configs: Path, out: Path | None) -> None:
     """Prints the table as Markdown."""
     device = present_device()
     if device is None:
         raise click.ClickException("This table is measured: run it on a GPU.")
     target, start = device.target, time.perf_counter()
-    environment = environment_of(device, "AITER is not compared with", "The best of a few configs each")
+    try:
+        aiter, why = aiter_if_there(aiter_root)
+        entries = load_entries(configs, [target.name])
+    except TunegenError as error:
+        raise click.ClickException(str(error)) from error
+    ran_in = f"Configs of {configs}, and the best of a few where it has none of this GPU"
+    environment = environment_of(device, aiter_line(aiter, why), ran_in)
     lines = [str(environment), ""]
     chosen = forms(ops)
     quantisers = [form.quantiser for form in chosen if form.quantiser]
     problems = list(dict.fromkeys([*(form.problem for form in chosen), *quantisers]))
+    tuned = {problem: tuned_entry(problem, entries, device) for problem in problems}
     unfused = Unfused()
     with OnDevice(min(os.cpu_count() or 1, MAX_WORKERS), device.index) as pool:
-        futures = submit(pool, problems, target)
+        futures = submit(pool, tuned, target)
         # While kernels compile elsewhere, Inductor compiles here.
         for form in chosen:
             for tokens in TOKENS[:2]:
-                line = Line(form.problem, target, tokens)
-                rows = unfused.first(form, line.workload.inputs[0])
-                if form.problem.rounding != "none":
-                    scales = torch.zeros((tokens, rows.shape[1] // 32), dtype=torch.uint8, device=rows.device)
-                    unfused.last(form, scales)
+                compile_steps(form, tokens, target, unfused, aiters_quantiser(form, aiter))
         failures = [(case, failure) for case, future in futures for failure in future.result()]
     wrong = {case.problem.op for case, _ in failures}
     # Nothing is timed that does not compute what it should.
@@ -260,20 +299,20 @@ def main(ops: tuple[str, ...], out: Path | None) -> None:
     results = []
     for form in chosen:
         for tokens in TOKENS:
-            results.append(row(form, tokens, target, unfused))
+            results.append(row(form, tokens, target, unfused, tuned, aiters_quantiser(form, aiter)))
             lines.append(f"| {' | '.join(cells(results[-1]))} |")
             print(lines[-1], flush=True)
-    slow = [r for r in results if r["us"]["unfused"] < AIM * r["us"]["fused"]]
-    below = "; ".join(f"{r['op']} ({r['variant']}) at {r['tokens']}" for r in slow) or "none"
-    lines += ["", f"Below {AIM}: {below}. {time.perf_counter() - start:.0f} s in all."]
-    print("\n".join(lines[-2:]))
+    wrong |= {result["op"] for result in results if result["wrong"]}
+    below = ["", *summary(results), f"{time.perf_counter() - start:.0f} s in all."]
+    lines += below
+    print("\n".join(below))
     if out:
         out.mkdir(parents=True, exist_ok=True)
         write_text_atomically(out / "forms_table.md", "\n".join(lines) + "\n")
         document = {**asdict(environment), "cases": len(futures), "rows": results}
         write_text_atomically(out / "forms_table.json", json.dumps(document, indent=1) + "\n")
     if wrong:
-        raise click.ClickException(f"wrong outputs, named above the table: {', '.join(sorted(wrong))}")
+        raise click.ClickException(f"wrong outputs, named beside the table: {', '.join(sorted(wrong))}")
 
 
 if __name__ == "__main__":

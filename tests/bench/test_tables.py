@@ -12,6 +12,7 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -173,18 +174,24 @@ def tables(output: str) -> list[list[dict[str, str]]]:
     return found
 
 
+def tuned(folder: Path, entries: Sequence[tuple[Problem, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Writes entries of the default configs, changed, for all token counts; returns the configs."""
+    configs = [{**get_family(problem.op).default(problem, TARGET), **change} for problem, change in entries]
+    made = [
+        TunedEntry(
+            *(problem.op, "sm90", TARGET.device, problem.sizes, problem.rounding, "bfloat16", "measured"),
+            *("a template's", {}, 1, [TunedBucket(2, None, config)]),
+        )
+        for (problem, _), config in zip(entries, configs, strict=True)
+    ]
+    save_entries(folder, made)
+    return configs
+
+
 def tuned_rope(folder: Path) -> None:
     sizes = {"num_heads": 4, "kv_lora_rank": 512, "rope_dim": 64}
-    entries = []
-    for op, variant, change in (("mla_rope_cache", "none", {"heads": 2}), ("mla_rope_cache_", "act", {})):
-        config = {**get_family(op).default(Problem.of(op, sizes, variant), TARGET), **change}
-        entries.append(
-            TunedEntry(
-                *(op, "sm90", TARGET.device, sizes, variant, "bfloat16", "measured"),
-                *("a template's", {}, 1, [TunedBucket(2, None, config)]),
-            )
-        )
-    save_entries(folder, entries)
+    changes = (("mla_rope_cache", "none", {"heads": 2}), ("mla_rope_cache_", "act", {}))
+    tuned(folder, [(Problem.of(op, sizes, variant), change) for op, variant, change in changes])
 
 
 def test_f3_table(tmp_path: Path, aiter_arguments: list[str]) -> None:
@@ -228,22 +235,67 @@ def test_f2_table(tmp_path: Path, aiter_arguments: list[str]) -> None:
     ]
 
 
-def test_forms_table(tmp_path: Path) -> None:
-    ops = ("rmsnorm_add_mxfp4_quant", "dual_rmsnorm")
+def reference_as_aiters(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `Aiter.dynamic_mxfp4_quant`: the scales lie column by column."""
+    q, scales = OPS["dynamic_mxfp4_quant"].reference(x)
+    return q, scales.t().contiguous().t()
+
+
+def wrong_of_three(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    q, scales = reference_as_aiters(x)
+    return (q.flip(0) if x.shape[0] == 3 else q), scales
+
+
+def stand_in_for_aiter(_: Path | None, quantise: Any = reference_as_aiters) -> tuple[Any, str]:
+    return SimpleNamespace(dynamic_mxfp4_quant=quantise, origin="the reference in its place"), ""
+
+
+def forms_output(folder: Path, ops: Sequence[str], changes: dict[str, Any], given: Sequence[Any]) -> tuple[int, str]:
     sizes = {
         "SIZES": {"hidden_size": 256, "intermediate_size": 64},
         "TWO_SIZES": {"hidden_size": 64, "second_size": 32},
     }
-    changes = {"TOKENS": (3,), "VERIFIED_TOKENS": (3,), **sizes}
-    given = [part for op in ops for part in ("--op", op)]
-    code, output = in_child("forms_table", changes, [*given, "--out", tmp_path])
+    asked = [part for op in ops for part in ("--op", op)]
+    return in_child("forms_table", {"VERIFIED_TOKENS": (3,), **sizes, **changes}, [*asked, "--out", folder, *given])
+
+
+def test_forms_table(tmp_path: Path, aiter_arguments: list[str]) -> None:
+    ops = ("rmsnorm_add_mxfp4_quant", "dual_rmsnorm")
+    size = {"hidden_size": 256}
+    problems = [Problem.of(op, size) for op in (ops[0], "dynamic_mxfp4_quant")]
+    configs = tuned(tmp_path / "configs", [(problem, {"num_warps": 2}) for problem in problems])
+    assert all(get_family(problem.op).default(problem, TARGET)["num_warps"] != 2 for problem in problems)
+    changes = {"TOKENS": (3,)} | ({} if aiter_arguments else {"aiter_if_there": stand_in_for_aiter})
+    code, output = forms_output(tmp_path, ops, changes, ["--configs", tmp_path / "configs", *aiter_arguments])
     assert code == 0, output
-    lines = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("| ")][1:]
+    (lines,) = tables(output)
     forms = [*ops, f"{ops[0]}, shuffled", f"{ops[0]}, padded"]
-    assert [line[:2] for line in lines] == [[form, tokens] for form in forms for tokens in ("3",)]
-    assert [line[4] == "-" for line in lines] == [line[0] == "dual_rmsnorm" for line in lines]
+    assert [(line["form"], line["tokens"]) for line in lines] == [(form, "3") for form in forms]
+    for line in lines:
+        quantises, fused = line["form"] != "dual_rmsnorm", float(line["fused us"])
+        assert (line["of it the quantiser"] != "-") == quantises
+        for whose, timed in (("AITER's", quantises), ("our", True)):
+            times, speed_up = line[f"unfused us ({whose} quantiser)"], line[f"speed-up ({whose} quantiser)"]
+            assert [times == "-", speed_up == "-"] == [not timed] * 2
+            assert not timed or speed_up == f"{float(times) / fused:.2f}"
+        assert (line["config"] == "tuned") == quantises
+    assert output.count("Below 1.3 with ") == 2
     written = json.loads((tmp_path / "forms_table.json").read_text())
-    assert [row["op"] for row in written["rows"]] == [line[0].partition(",")[0] for line in lines]
+    assert [row["op"] for row in written["rows"]] == [line["form"].partition(",")[0] for line in lines]
+    for row in written["rows"]:
+        assert row["tuned"] == (row["op"] == ops[0])
+        assert not row["tuned"] or [row["config"], row["quantiser_config"]] == configs
+
+
+def test_a_wrong_sequence_is_not_timed(tmp_path: Path) -> None:
+    op = "silu_mul_mxfp4_quant"
+    changes = {"TOKENS": (2, 3), "aiter_if_there": partial(stand_in_for_aiter, quantise=wrong_of_three)}
+    code, output = forms_output(tmp_path, [op], changes, [])
+    assert code == 1
+    (lines,) = tables(output)
+    assert [line["unfused us (AITER's quantiser)"] == "-" for line in lines] == [False, True]
+    assert f"WRONG: {op} (none) at 3, unfused with AITER's quantiser, not timed: " in output
+    assert f"wrong outputs, named beside the table: {op}" in output
 
 
 # --- What is wrong is not timed ---

@@ -23,6 +23,11 @@ def racing(times: Times, log: list[int] | None = None) -> Callable[[int, Sequenc
     return race
 
 
+def none(count: int) -> list[Config]:
+    """No rivals beside the winners."""
+    return []
+
+
 def buckets(*winners: tuple[int, Config]) -> list[TunedBucket]:
     return [TunedBucket(count, None, config, {"median_us": 1.0, "twin_us": 0.5}) for count, config in winners]
 
@@ -37,7 +42,7 @@ def served(found: Sequence[TunedBucket], count: int) -> Config:
         (1, 2, []),
         (2, 4, [3]),
         (8, 16, [10, 13]),
-        (256, 512, [323, 406]),
+        (256, 512, [287, 323, 362, 406, 456]),
         (1, 8, [2, 3, 4, 5, 6]),
         (16384, 16384, []),
     ],
@@ -58,7 +63,7 @@ def test_a_step_behind_a_tuned_count_is_found() -> None:
     def times(config: Config, count: int) -> float:
         return {"A": 1.0 if count <= 256 else 2.0, "B": 1.5}.get("A" if config == A else "B", 3.0)
 
-    found = fill_in(buckets((256, A), (512, B)), B, racing(times))
+    found = fill_in(buckets((256, A), (512, B)), B, none, racing(times))
     edge = found[0].max_tokens
     assert [(b.tokens, b.max_tokens, b.config) for b in found] == [(256, edge, A), (512, None, B)]
     assert edge is not None and 256 <= edge <= 256 * EDGE_RATIO
@@ -72,7 +77,7 @@ def test_a_third_config_gets_a_bucket_of_its_own() -> None:
             return 2.0 if config == A or count > 400 else 2.5
         return 1.0 if config == C and 300 < count < 400 else 3.0
 
-    found = fill_in(buckets((64, C), (256, A), (512, B)), DEFAULT, racing(times))
+    found = fill_in(buckets((64, C), (256, A), (512, B)), DEFAULT, none, racing(times))
     assert [b.config for b in found] == [C, A, C, A, B]
     between = found[2]
     assert (between.tokens, between.fields) == (323, {"median_us": 1.0, "default_us": 3.0, "margin": 0.01})
@@ -86,16 +91,31 @@ def test_a_third_config_gets_a_bucket_of_its_own() -> None:
     assert [served(found, count) for count in (64, 256, 512, 9999)] == [C, A, B, B]
 
 
+def test_who_won_nowhere_may_serve_between() -> None:
+    """What nearly won at a tuned count on one of the sides is raced too, and taken where no winner is as fast."""
+    raced: dict[int, list[Config]] = {}
+
+    def race(count: int, configs: Sequence[Config]) -> dict[str, float]:
+        raced[count] = list(configs)
+        fast = A if count <= 128 else C if count < 200 else DEFAULT if count < 256 else B
+        # B is as fast as the default at 203 tokens and above, but for noise.
+        return {config_key(c): 1.0 if c == fast else 1.005 if c == B and count > 200 else 2.0 for c in configs}
+
+    found = fill_in(buckets((64, A), (128, A), (256, B)), DEFAULT, lambda count: [C] if count > 128 else [A], race)
+    assert [(b.tokens, b.config) for b in found] == [(64, A), (128, A), (144, C), (256, B)]
+    assert raced[102] == [A, DEFAULT, B] and raced[203] == [A, B, DEFAULT, C]
+
+
 def test_noise_makes_no_bucket() -> None:
     """Faster by half a per cent is not enough to leave the neighbour's winner."""
 
     def times(config: Config, count: int) -> float:
         return 1.0 if config == DEFAULT else 1.005
 
-    found = fill_in(buckets((64, A), (256, B)), DEFAULT, racing(times))
+    found = fill_in(buckets((64, A), (256, B)), DEFAULT, none, racing(times))
     assert [(b.tokens, b.config) for b in found] == [(64, A), (256, B)]
     # Of two that are alike the lower count's winner stays.
-    assert found[0].max_tokens == int((252 * 256) ** 0.5)
+    assert found[0].max_tokens == int((251 * 256) ** 0.5)
 
 
 @pytest.mark.parametrize("step", [97, 99, 100, 101, 103, 299, 300, 301, 697, 700, 703])
@@ -108,7 +128,7 @@ def test_an_edge_is_sought_where_nothing_is_held_out(step: int) -> None:
         best = A if count < step else B
         return {config_key(config): 1.0 if config == best else 1.5 for config in configs}
 
-    found = fill_in(buckets((64, A), (1024, B)), DEFAULT, race)
+    found = fill_in(buckets((64, A), (1024, B)), DEFAULT, none, race)
     edge = found[0].max_tokens
     assert edge is not None and (step - 1) / EDGE_RATIO <= edge <= (step - 1) * EDGE_RATIO
     assert not {count for count, _ in log} & set(HELD_OUT)
@@ -117,7 +137,7 @@ def test_an_edge_is_sought_where_nothing_is_held_out(step: int) -> None:
 
 def test_one_count_needs_no_race() -> None:
     log: list[int] = []
-    assert fill_in(buckets((64, A)), DEFAULT, racing(lambda *_: 1.0, log)) == buckets((64, A))
+    assert fill_in(buckets((64, A)), DEFAULT, none, racing(lambda *_: 1.0, log)) == buckets((64, A))
     assert log == []
 
 
@@ -127,7 +147,7 @@ def test_regret_is_that_of_the_config_that_serves() -> None:
     def times(config: Config, count: int) -> float:
         return 1.0 if config == C and count == 300 else 1.25
 
-    made = fill_in(buckets((16, A), (256, A), (512, B)), DEFAULT, racing(lambda *_: 1.0))
+    made = fill_in(buckets((16, A), (256, A), (512, B)), DEFAULT, none, racing(lambda *_: 1.0))
     regrets = held_out_regret(made, lambda count: [C], racing(times, log))
     assert regrets == {"24": 0.0, "100": 0.0, "300": 0.25}
     assert log == [24, 100, 300, 300]
@@ -160,5 +180,5 @@ def test_a_config_that_broke_serves_no_count() -> None:
     def race(count: int, configs: Sequence[Config]) -> dict[str, float]:
         return {config_key(config): 2.0 for config in configs if config != A}
 
-    found = fill_in(buckets((64, A), (128, B)), DEFAULT, race)
+    found = fill_in(buckets((64, A), (128, B)), DEFAULT, none, race)
     assert served(found, 80) == B

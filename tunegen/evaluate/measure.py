@@ -128,9 +128,15 @@ class Replay:
                 calls = min(GRAPH_CALLS, max(2 * sets, int(GRAPH_MICROSECONDS / estimate)))
         self.calls = -(-calls // sets) * sets
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=stream):
-            for index in range(self.calls):
-                run(index)
+        # torch.cuda.graph would also empty the allocator's cache, which takes longer than the capture.
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            self._graph.capture_begin()
+            try:
+                for index in range(self.calls):
+                    run(index)
+            finally:
+                self._graph.capture_end()
 
     def warm_up(self) -> None:
         """Queues a replay that is not timed."""

@@ -6,7 +6,8 @@ What the process keeps between tasks (inputs, times to beat) is made anew by the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -34,9 +35,15 @@ LONG_ROUNDS = 3
 # Twins that are looked at again, with the whole graph, to take the best of.
 TWINS_AGAIN = 3
 FINAL_ROUNDS = 13
-# Of a race: few rounds where calls are long, and where they are short as many as take so long in all.
+# Of a race: who is this much slower than the fastest at a look is not timed again. The others are in few rounds where
+# calls are long, and where they are short in as many as take so long in all.
+OUT_OF_RACE = 1.05
 RACE_ROUNDS = (7, 31)
 RACE_MICROSECONDS = 30_000.0
+# Where calls are shorter than this, one graph of a kernel differs from another of it by more than its samples do: a
+# kernel that is decided upon is then captured several times, and its samples, no more in all, are put together.
+SHORT_MICROSECONDS = 20.0
+CAPTURES = 3
 # More of the GPU's memory than this is not left to a kernel that has run.
 LEAK_BYTES = 64 << 20
 
@@ -130,6 +137,29 @@ def _replay(problem: Problem, tokens: int, source: Path, calls: int | None = Non
     return Replay(workload.launch(load_kernel(source)), sets, calls)
 
 
+@contextmanager
+def _passing(problem: Problem, tokens: int) -> Iterator[None]:
+    """Inputs at a token count that is not tuned are dropped again: there are many such counts."""
+    kept = (problem, tokens) in _state.workloads
+    try:
+        yield
+    finally:
+        if not kept:
+            _state.workloads.pop((problem, tokens), None)
+
+
+def _captures(us: float) -> int:
+    """Graphs of a kernel whose calls take so long."""
+    return CAPTURES if us < SHORT_MICROSECONDS else 1
+
+
+def _time_captured(captured: Sequence[Sequence[Replay]], rounds: int) -> list[Timing]:
+    """Times kernels in turn, each in all of its graphs, which have equally many."""
+    each_rounds = -(-rounds // max(len(replays) for replays in captured))
+    timings = iter(time_interleaved([replay for replays in captured for replay in replays], each_rounds))
+    return [Timing.of([sample for _ in replays for sample in next(timings).samples]) for replays in captured]
+
+
 def _median(replay: Replay, rounds: int) -> float:
     return time_interleaved([replay], rounds, warmup=1)[0].median
 
@@ -212,25 +242,35 @@ def contest(problem: Problem, tokens: int, twins: Sequence[Path], kernels: Seque
     replays = [_replay(problem, tokens, twin) for twin in again]
     timings = time_interleaved(replays, LONG_ROUNDS, 1)
     best = min(range(len(again)), key=lambda at: timings[at].median)
-    finalists = [_replay(problem, tokens, source) for source in kernels]
-    empty, twin, *rest = time_interleaved([empty_kernel_replay(), replays[best], *finalists], FINAL_ROUNDS)
+    captures = range(_captures(timings[best].median))
+    empties = [empty_kernel_replay() for _ in captures]
+    finalists = [[_replay(problem, tokens, source) for _ in captures] for source in (again[best], *kernels)]
+    empty, twin, *rest = _time_captured([empties, *finalists], FINAL_ROUNDS)
     return Contest(empty, twin, tuple(rest))
 
 
 @_leaving_on_faults
 def race(problem: Problem, tokens: int, kernels: Sequence[Path]) -> tuple[Timing, ...]:
-    """Times kernels in turn.
+    """Times kernels in turn; those far from the fastest by a short look alone.
 
     Args:
         problem: What they compute.
         tokens: Token count.
         kernels: Their files.
     """
-    replays = [_replay(problem, tokens, source) for source in kernels]
-    look = time_interleaved(replays, LONG_ROUNDS, warmup=1)
-    round_us = sum(timing.median * replay.calls for timing, replay in zip(look, replays, strict=True))
-    least, most = RACE_ROUNDS
-    return tuple(time_interleaved(replays, max(least, min(most, int(RACE_MICROSECONDS / round_us)))))
+    with _passing(problem, tokens):
+        replays = [_replay(problem, tokens, source) for source in kernels]
+        timings = time_interleaved(replays, LONG_ROUNDS, warmup=1)
+        fastest = min(timing.median for timing in timings)
+        near = [at for at, timing in enumerate(timings) if timing.median <= OUT_OF_RACE * fastest]
+        more = range(_captures(fastest) - 1)
+        captured = [[replays[at], *(_replay(problem, tokens, kernels[at]) for _ in more)] for at in near]
+        round_us = sum(timings[at].median * replays[at].calls for at in near)
+        least, most = RACE_ROUNDS
+        rounds = max(least, min(most, int(RACE_MICROSECONDS / round_us)))
+        for at, timing in zip(near, _time_captured(captured, rounds), strict=True):
+            timings[at] = timing
+        return tuple(timings)
 
 
 @_leaving_on_faults

@@ -1,8 +1,9 @@
 """Which config serves token counts between those that were tuned.
 
 A kernel's time is a staircase: it steps up where its programs need another turn of the GPU's multiprocessors, which is
-at other counts for other configs. Powers of two lie just below such steps more often than other counts do, so that
-winners there say little about what lies between. The winners are few, and are timed at counts between as well.
+at other counts for other configs, and where the data no longer fits the cache. Powers of two lie just below such steps
+more often than other counts do, so that winners there say little about what lies between. So the winners, and who
+nearly won at the tuned counts on both sides, are timed at counts between as well.
 """
 
 from __future__ import annotations
@@ -16,24 +17,29 @@ from tunegen.ops import Config, config_key
 
 # Counts that are never tuned or timed before the buckets are made; the regret there is what users may expect.
 HELD_OUT = (24, 100, 300, 700, 1500, 3000, 6000)
-# Counts for each doubling, the tuned one among them.
-PER_OCTAVE = 3
+# Counts for each doubling, the tuned one among them: fewer where few programs there are leave units without one.
+FEW_TOKENS = 64
+PER_OCTAVE_OF_FEW = 3
+PER_OCTAVE = 6
 # Where the winner changes between two counts, the count from which the second is faster is sought to this ratio.
 EDGE_RATIO = 1.02
-# A third config serves counts between two winners only if it is faster by more than a short race can be wrong.
+# Another config serves counts between two winners only if it is faster by more than a short race can be wrong.
 MARGIN = 0.01
 
 Race = Callable[[int, Sequence[Config]], Mapping[str, float]]
 """Times configs at a token count: microseconds by `config_key`; one that broke, never the default, is left out."""
+Rivals = Callable[[int], Sequence[Config]]
+"""What might have won at a token count: the finalists of the tuned counts on both sides."""
 
 
 def counts_between(low: int, high: int) -> list[int]:
-    """Token counts strictly between two, `PER_OCTAVE` a doubling, evenly on a logarithmic axis."""
+    """Token counts strictly between two, so many a doubling, evenly on a logarithmic axis."""
+    step = 2 ** (1 / (PER_OCTAVE_OF_FEW if high <= FEW_TOKENS else PER_OCTAVE))
     counts = []
-    count = low * 2 ** (1 / PER_OCTAVE)
+    count = low * step
     while round(count) < high:
         counts.append(round(count))
-        count *= 2 ** (1 / PER_OCTAVE)
+        count *= step
     return [each for each in dict.fromkeys(counts) if low < each and each not in HELD_OUT]
 
 
@@ -42,23 +48,28 @@ def distinct(configs: Sequence[Config]) -> list[Config]:
     return list({config_key(config): config for config in configs}.values())
 
 
-def fill_in(buckets: Sequence[TunedBucket], default: Config, race: Race) -> list[TunedBucket]:
-    """Buckets that serve the counts between tuned ones by the winner that is fastest there.
+def fill_in(buckets: Sequence[TunedBucket], default: Config, rivals: Rivals, race: Race) -> list[TunedBucket]:
+    """Buckets that serve the counts between tuned ones by what is fastest there.
 
     Args:
         buckets: One a tuned count, ascending.
         default: The default config, which may serve too.
+        rivals: What may serve a count beside the winners.
         race: Times configs at a count.
 
     Returns:
-        The buckets with other edges, and further ones where a third config is faster than both neighbours.
+        The buckets with other edges, and further ones where another config is faster than both neighbours.
     """
-    configs = distinct([default, *(bucket.config for bucket in buckets)])
+    winners = distinct([default, *(bucket.config for bucket in buckets)])
     # Each bucket with the first and the last count at which it was found to be the one to serve.
     served: list[tuple[TunedBucket, int, int]] = []
     for low, high in itertools.pairwise(buckets):
         between = counts_between(low.tokens, high.tokens)
-        found = {count: _fastest(race(count, configs), configs, low, high, default) for count in between}
+        preferred = distinct([low.config, high.config, *winners])
+        found = {}
+        for count in between:
+            times = race(count, distinct([*preferred, *rivals(count)]))
+            found[count] = _fastest(times, preferred, rivals(count), default)
         runs = [list(run) for _, run in itertools.groupby(found, key=lambda count: config_key(found[count][0]))]
         first = last = low.tokens
         if served and served[-1][0] is low:
@@ -99,15 +110,13 @@ def _edge(last: int, first: int, low: Config, high: Config, race: Race) -> int:
 
 
 def _fastest(
-    times: Mapping[str, float], configs: Sequence[Config], low: TunedBucket, high: TunedBucket, default: Config
+    times: Mapping[str, float], winners: Sequence[Config], rivals: Sequence[Config], default: Config
 ) -> tuple[Config, dict[str, Any]]:
-    """Who serves a count, and its evidence: a neighbour's winner if it is as fast as any."""
-    able = [config for config in configs if config_key(config) in times]
+    """Who serves a count, and its evidence: the first of the winners that is as fast as any, or the fastest."""
+    able = [config for config in distinct([*winners, *rivals]) if config_key(config) in times]
     best = min(able, key=lambda config: times[config_key(config)])
-    for neighbour in (low.config, high.config):
-        if times.get(config_key(neighbour), float("inf")) <= times[config_key(best)] * (1 + MARGIN):
-            best = neighbour
-            break
+    as_fast = times[config_key(best)] * (1 + MARGIN)
+    best = next((config for config in winners if times.get(config_key(config), float("inf")) <= as_fast), best)
     fields = {
         "median_us": round(times[config_key(best)], 3),
         "default_us": round(times[config_key(default)], 3),
@@ -116,9 +125,7 @@ def _fastest(
     return best, fields
 
 
-def held_out_regret(
-    buckets: Sequence[TunedBucket], rivals: Callable[[int], Sequence[Config]], race: Race
-) -> dict[str, float]:
+def held_out_regret(buckets: Sequence[TunedBucket], rivals: Rivals, race: Race) -> dict[str, float]:
     """What token counts that were never tuned lose.
 
     Args:

@@ -192,7 +192,7 @@ class MeasuredEvaluator(Evaluator):
             return [config for tokens in near for config in finals[tokens]]
 
         known = len(failures)
-        buckets = fill_in(buckets, default, race)
+        buckets = fill_in(buckets, default, rivals, race)
         regret = held_out_regret(buckets, rivals, race)
         if len(failures) > known:  # a winner broke between the counts at which it won
             again = self.choose(problem, [o for o in outcomes if config_key(o.config) not in failures], edges)
