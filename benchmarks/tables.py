@@ -13,7 +13,7 @@ from tunegen import targets
 from tunegen.bench.baselines import Baseline
 from tunegen.bench.compare import Row
 from tunegen.bench.report import Environment, aiter_line, as_json, environment_of, markdown
-from tunegen.bench.run import BASELINES, aiter_if_there, run
+from tunegen.bench.run import BASELINES, aiter_if_there, raise_if_wrong, run
 from tunegen.errors import TunegenError
 from tunegen.files import write_text_atomically
 from tunegen.ops import Problem
@@ -55,8 +55,9 @@ def command(name: str, lines: Callable[[], Lines], extra: Callable[[Problem], li
                 write(environment, rows)  # at once: what is measured is not lost if the rest fails
 
             run(lines(), device, configs, aiter, against.split(","), extra=extra, said=take)
+            click.echo(markdown(environment, rows))
+            raise_if_wrong(rows)
         except TunegenError as error:
             raise click.ClickException(str(error)) from error
-        click.echo(markdown(environment, rows))
 
     return main

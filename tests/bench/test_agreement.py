@@ -112,6 +112,25 @@ def test_undefined_scales_are_counted_and_their_codes_judged() -> None:
     assert mxfp4_agreement(args, "none", (q, undefined), True).failures != []
 
 
+@pytest.mark.parametrize("e8", [126, 127])
+def test_codes_beside_an_undefined_scale_may_be_of_either_end(e8: int) -> None:
+    """The amax may be 3.5 or a bit less, so the scale 1 or half of it, which AITER on NVIDIA stores as 1 too."""
+    x = torch.full((1, 32), 0.5, dtype=torch.bfloat16)
+    x[0, 0] = 1.0
+    # Half way between 3.5 and the bfloat16 below it, after the norm.
+    middle = 3.5 - 2.0**-7
+    epsilon = middle**-2 - float((x.double() ** 2).mean())
+    args = (x, torch.ones(32, dtype=torch.bfloat16), epsilon, "output")
+    y = torch.full((1, 32), middle / 2).to(torch.bfloat16).float()
+    y[0, 0] = 3.5 if e8 == 127 else 3.5 - 2.0**-6
+    q = pack_codes(e2m1_magnitude(y * 2.0 ** (127 - e8)))
+    scales = torch.full((1, 1), 127, dtype=torch.uint8)
+    assert mxfp4_agreement(args, "output", (q, scales), undefined_scales_allowed=True).failures == []
+    assert bool(mxfp4_agreement(args, "output", (q, scales)).failures) == (e8 == 126)
+    q[0, 3] ^= 1
+    assert mxfp4_agreement(args, "output", (q, scales), undefined_scales_allowed=True).failures != []
+
+
 def test_a_code_may_not_be_a_step_away() -> None:
     """No code but those of the interval, for every code: each one moved a step is found in its block."""
     args = quant_args("norm")

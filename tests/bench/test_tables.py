@@ -23,6 +23,7 @@ from click.testing import CliRunner, Result
 from interpreting_aiter import prepare
 
 from tunegen import targets
+from tunegen.bench.baselines import Baseline
 from tunegen.bench.compare import Judge, Row
 from tunegen.bench.plot import plot
 from tunegen.bench.report import Environment
@@ -414,6 +415,28 @@ def test_bench(tmp_path: Path, aiter_arguments: list[str]) -> None:
     assert result.exit_code == 0, result.output
     for kind, file in files.items():
         assert file.read_text() == again[kind].read_text()
+
+
+def one_wrong(problem: Problem, aiter: object) -> list[Baseline]:
+    """A baseline that is right and one that writes nothing."""
+
+    def right(args: Sequence[Any], _: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return tuple(OPS[problem.op].reference(*args))
+
+    return [Baseline("compiled", right), Baseline("aiter", lambda args, outputs: tuple(outputs))]
+
+
+def test_what_is_wrong_is_left_out_and_all_else_timed(tmp_path: Path) -> None:
+    given = ["--op", "dynamic_mxfp4_quant", "--hidden-size", 96, "--tokens", "1,3", "--configs", tmp_path]
+    code, output = in_child("bench", {"baselines_of": one_wrong}, [*given, "--json", tmp_path / "bench.json"])
+    assert code == 1
+    assert "AITER does not compute what the op does at 1, 3 tokens, and is not timed there." in output
+    assert "BenchError" in output and "3 tokens: aiter does not compute what the op does: scales" in output
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert [row["tokens"] for row in rows] == [1, 3]
+    for row in rows:
+        assert {"compiled", "default", "twin"} < set(row["us"]) and "aiter" not in row["us"]
+        assert list(row["wrong"]) == ["aiter"]
 
 
 def test_bench_of_a_pack(tmp_path: Path) -> None:

@@ -68,16 +68,16 @@ def mxfp4_agreement(
     e8_low, e8_high = _e8(low.amax(dim=-1)), _e8(high.amax(dim=-1))
     got = scales.to(torch.int64)
     wrong = (got < e8_low) | (got > e8_high)
-    undefined = wrong & (e8_low < E8M0_ONE) if undefined_scales_allowed else torch.zeros_like(wrong)
+    # What is stored for such a block says nothing of the scale that its codes were made with, be it right by chance.
+    undefined = (e8_low < E8M0_ONE) & undefined_scales_allowed
     found += _counted("scales", wrong & ~undefined)
     codes = unpack_codes(q).unflatten(-1, (-1, BLOCK))
-    # Which of two scales a code was made with is not known where the stored one is undefined.
     given = torch.where(undefined, e8_low, got)
     right = _codes_right(codes, low, high, given)
     right |= undefined & _codes_right(codes, low, high, e8_high)
     found += _counted("blocks of codes", ~right & ~(wrong & ~undefined))
     found += _counted("code signs", (codes >> 3 == 1) != negative.unflatten(-1, (-1, BLOCK)))
-    return Mxfp4Agreement(found, wrong.numel(), int(undefined.sum()))
+    return Mxfp4Agreement(found, wrong.numel(), int((wrong & undefined).sum()))
 
 
 def _norm(

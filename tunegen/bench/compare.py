@@ -49,6 +49,7 @@ class Row:
         config: The tuned config; None if the problem is not tuned for this device.
         timings: By name: empty, twin, default, default_again, tuned, tuned_again, compiled, unfused, aiter, ...
         undefined_scales: By name of a baseline, the share of its scales that are undefined on this GPU and wrong.
+        wrong: By name of a baseline that does not compute what the op does, and so was not timed: what is wrong.
     """
 
     problem: Problem
@@ -57,6 +58,7 @@ class Row:
     config: Config | None
     timings: dict[str, Timing]
     undefined_scales: dict[str, float] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)
 
     @property
     def ours(self) -> str:
@@ -173,10 +175,10 @@ def compare(line: Line, tuned: Config | None, baselines: Sequence[Baseline]) -> 
     Args:
         line: The problem at one token count.
         tuned: The tuned config; None: the default one is all there is.
-        baselines: What else. One named ``"tuned"`` takes the place of the tuned kernel.
+        baselines: What else. One named ``"tuned"`` takes the place of the tuned kernel. One that is wrong is not timed.
 
     Raises:
-        BenchError: What one of them computes is wrong.
+        BenchError: What the op itself computes is wrong.
     """
     workload, judge = line.workload, Judge(line)
     default = line.family.default(line.problem, line.target)
@@ -190,8 +192,14 @@ def compare(line: Line, tuned: Config | None, baselines: Sequence[Baseline]) -> 
             return outputs
 
         judge.check(name, launch, line.problem.rounding)
+    wrong: dict[str, str] = {}
     for baseline in baselines:
-        judge.check(baseline.name, baseline.call, baseline.rounding, baseline.undefined_scales)
+        try:
+            judge.check(baseline.name, baseline.call, baseline.rounding, baseline.undefined_scales)
+        except BenchError as error:
+            if baseline.name in configs:
+                raise
+            wrong[baseline.name] = str(error)
     graphs = {"empty": empty_kernel_replay(), "twin": line.best_twin(*configs.values())}
     own = line.family.twin_of(line.problem, line.target, tuned or default)
     if own is not None:
@@ -199,7 +207,7 @@ def compare(line: Line, tuned: Config | None, baselines: Sequence[Baseline]) -> 
     for name, config in configs.items():
         if name not in taken:
             graphs |= {name: line.replay(config), f"{name}_again": line.replay(config)}
-    for baseline in baselines:
+    for baseline in [baseline for baseline in baselines if baseline.name not in wrong]:
 
         def call(index: int, baseline: Baseline = baseline) -> Any:
             return baseline.call(workload.inputs[index], workload.outputs[index])
@@ -208,7 +216,7 @@ def compare(line: Line, tuned: Config | None, baselines: Sequence[Baseline]) -> 
         if baseline.name in ("tuned", "default"):
             graphs[f"{baseline.name}_again"] = line.replay_baseline(call)
     timings = time_all(graphs)
-    return Row(line.problem, line.tokens, workload.bytes, tuned, timings, judge.undefined_scales)
+    return Row(line.problem, line.tokens, workload.bytes, tuned, timings, judge.undefined_scales, wrong)
 
 
 def geometric_mean(values: Sequence[float]) -> float:

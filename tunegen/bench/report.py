@@ -149,6 +149,12 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
         notes.append(
             f"AITER's scales below 1 are undefined here, and wrong in up to {100 * worst:.0f} % of the blocks."
         )
+    left_out = {name: [row.tokens for row in rows if name in row.wrong] for row in rows for name in row.wrong}
+    for name, counts in left_out.items():
+        at = ", ".join(map(str, counts))
+        notes.append(
+            f"{TITLES.get(name, name)} does not compute what the op does at {at} tokens, and is not timed there."
+        )
     if any(row.ours == "default" for row in rows):
         notes.append("Not tuned for this device: the default config stands for the op. `tunegen tune` makes an entry.")
     return notes
@@ -178,6 +184,7 @@ def as_json(environment: Environment, rows: Sequence[Row]) -> dict[str, Any]:
                 "spread_us": {name: timing.spread for name, timing in row.timings.items()},
                 "ratios": {name: _plain(row.ratio(name)) for name in row.timings if name != row.ours},
                 "undefined_scales": row.undefined_scales,
+                "wrong": row.wrong,
                 "samples_us": {name: timing.samples for name, timing in row.timings.items()},
             }
             for row in rows
@@ -197,6 +204,7 @@ def read_json(data: dict[str, Any]) -> tuple[Environment, list[Row]]:
             *(row["tokens"], row["bytes"], row["config"]),
             {name: Timing.of(samples) for name, samples in row["samples_us"].items()},
             row["undefined_scales"],
+            row.get("wrong", {}),  # what was written before it was left out
         )
         for row in data["rows"]
     ]

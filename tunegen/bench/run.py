@@ -13,7 +13,7 @@ from tunegen.bench.baselines import Baseline, baselines_of, pack_op
 from tunegen.bench.compare import Row, compare
 from tunegen.bench.line import Line, compile_ahead
 from tunegen.configs import TunedEntry, load_entries
-from tunegen.errors import UsageError
+from tunegen.errors import BenchError, UsageError
 from tunegen.ops import Problem, get_family
 from tunegen.runtime.families import OPS
 from tunegen.targets import Device
@@ -60,6 +60,17 @@ def import_pack(name: str) -> str:
     return f"{name} {module.__version__}"
 
 
+def raise_if_wrong(rows: Sequence[Row]) -> None:
+    """Ends a comparison in which something was left out, once all else is written.
+
+    Raises:
+        BenchError: A baseline did not compute what the op does.
+    """
+    wrong = [reason for row in rows for reason in row.wrong.values()]
+    if wrong:
+        raise BenchError("\n".join(wrong))
+
+
 def run(
     lines: Iterable[tuple[Problem, int]],
     device: Device,
@@ -83,7 +94,7 @@ def run(
         said: Is told each row as it is there.
 
     Raises:
-        BenchError: Something computes something else than the op.
+        BenchError: The op computes something else than it should.
     """
     token_counts: dict[Problem, list[int]] = {}
     for problem, tokens in lines:

@@ -68,6 +68,8 @@ def bench(
 
     Outputs are checked first. docs/benchmarks.md has the protocol.
     """
+    from tunegen.bench.run import raise_if_wrong
+
     if source:
         from tunegen.bench.report import read_json
 
@@ -80,6 +82,7 @@ def bench(
         lines = [(problem, count) for problem in problems for count in counts]
         environment, rows = _timed(lines, configs_folder(configs), pack, chosen, aiter_root)
     _write(environment, rows, json_file, csv_file, markdown_file, plot_folder)
+    raise_if_wrong(rows)
 
 
 def _against(text: str) -> list[str]:
