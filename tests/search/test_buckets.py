@@ -8,7 +8,7 @@ import pytest
 
 from tunegen.configs import TunedBucket
 from tunegen.ops import Config, config_key
-from tunegen.search.buckets import EDGE_RATIO, HELD_OUT, counts_between, fill_in, held_out_regret
+from tunegen.search.buckets import EDGE_RATIO, HELD_OUT, LONG_CALL, counts_between, fill_in, held_out_regret
 
 DEFAULT, A, B, C = ({"number": number} for number in range(4))
 Times = Callable[[Config, int], float]
@@ -37,22 +37,23 @@ def served(found: Sequence[TunedBucket], count: int) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "counts"),
+    ("low", "high", "us", "counts"),
     [
-        (1, 2, []),
-        (2, 4, [3]),
-        (8, 16, [10, 13]),
-        (256, 512, [287, 323, 362, 406, 456]),
-        (1, 8, [2, 3, 4, 5, 6]),
-        (16384, 16384, []),
+        (1, 2, 1.0, []),
+        (2, 4, 1.0, [3]),
+        (8, 16, 1.0, [10, 13]),
+        (256, 512, 1.0, [287, 323, 362, 406, 456]),
+        (256, 512, LONG_CALL, [323, 406]),
+        (1, 8, 1.0, [2, 3, 4, 5, 6]),
+        (16384, 16384, 1.0, []),
     ],
 )
-def test_counts_between(low: int, high: int, counts: list[int]) -> None:
-    assert counts_between(low, high) == counts
+def test_counts_between(low: int, high: int, us: float, counts: list[int]) -> None:
+    assert counts_between(low, high, us) == counts
 
 
 def test_held_out_counts_are_never_raced_before() -> None:
-    between = [count for low in range(1, 9000, 7) for count in counts_between(low, 3 * low)]
+    between = [count for low in range(1, 9000, 7) for count in counts_between(low, 3 * low, 1.0)]
     assert len(between) > 1000
     assert not set(between) & set(HELD_OUT)
 
@@ -132,7 +133,7 @@ def test_an_edge_is_sought_where_nothing_is_held_out(step: int) -> None:
     edge = found[0].max_tokens
     assert edge is not None and (step - 1) / EDGE_RATIO <= edge <= (step - 1) * EDGE_RATIO
     assert not {count for count, _ in log} & set(HELD_OUT)
-    assert {configs for count, configs in log if count not in counts_between(64, 1024)} == {2}
+    assert {configs for count, configs in log if count not in counts_between(64, 1024, 1.0)} == {2}
 
 
 def test_one_count_needs_no_race() -> None:

@@ -184,7 +184,7 @@ def test_counts_between_and_held_out_ones_are_timed_once(tmp_path: Path) -> None
     assert entry.buckets[0].max_tokens == 64
     assert entry.held_out_regret == {"24": 0.0, "100": 0.0}
     races = [line for line in evaluator.log.splitlines() if line.startswith("race")]
-    assert len(races) > len(counts_between(1, 256))
+    assert len(races) > len(counts_between(1, 256, 1.0))
     again = Planted()
     (second,), _ = run(again, url, 24)
     assert (second, again.log) == (entry, "")

@@ -17,10 +17,12 @@ from tunegen.ops import Config, config_key
 
 # Counts that are never tuned or timed before the buckets are made; the regret there is what users may expect.
 HELD_OUT = (24, 100, 300, 700, 1500, 3000, 6000)
-# Counts for each doubling, the tuned one among them: fewer where few programs there are leave units without one.
-FEW_TOKENS = 64
-PER_OCTAVE_OF_FEW = 3
+# Counts for each doubling, the tuned one among them: fewer where steps are rare, because there are too few programs for
+# all units, or matter little, because a call that takes so many microseconds is many turns.
 PER_OCTAVE = 6
+PER_OCTAVE_OF_FEW = 3
+FEW_TOKENS = 64
+LONG_CALL = 50.0
 # Where the winner changes between two counts, the count from which the second is faster is sought to this ratio.
 EDGE_RATIO = 1.02
 # Another config serves counts between two winners only if it is faster by more than a short race can be wrong.
@@ -32,9 +34,9 @@ Rivals = Callable[[int], Sequence[Config]]
 """What might have won at a token count: the finalists of the tuned counts on both sides."""
 
 
-def counts_between(low: int, high: int) -> list[int]:
-    """Token counts strictly between two, so many a doubling, evenly on a logarithmic axis."""
-    step = 2 ** (1 / (PER_OCTAVE_OF_FEW if high <= FEW_TOKENS else PER_OCTAVE))
+def counts_between(low: int, high: int, us: float) -> list[int]:
+    """Token counts strictly between two, evenly on a logarithmic axis; ``us``: what a call takes at the lower one."""
+    step = 2 ** (1 / (PER_OCTAVE_OF_FEW if high <= FEW_TOKENS or us >= LONG_CALL else PER_OCTAVE))
     counts = []
     count = low * step
     while round(count) < high:
@@ -64,7 +66,7 @@ def fill_in(buckets: Sequence[TunedBucket], default: Config, rivals: Rivals, rac
     # Each bucket with the first and the last count at which it was found to be the one to serve.
     served: list[tuple[TunedBucket, int, int]] = []
     for low, high in itertools.pairwise(buckets):
-        between = counts_between(low.tokens, high.tokens)
+        between = counts_between(low.tokens, high.tokens, low.fields["median_us"])
         preferred = distinct([low.config, high.config, *winners])
         found = {}
         for count in between:
