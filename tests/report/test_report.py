@@ -80,7 +80,7 @@ def test_page_says_where_winners_come_from_and_what_failed() -> None:
     page = render_page(gather([measured, predicted], [study], []))
     assert page.count('<span class="mark measured">') == len(MEASURED.buckets)
     assert page.count('<span class="mark predicted">') == len(PREDICTED.buckets)
-    assert page.count("raced among the winners, margin") == 1
+    assert page.count("raced between tuned counts, margin") == 1
     assert "never tuned (24, 3,000) lose at most 5.3 %, at 3,000 tokens" in page
     assert f"of {len(study.outcomes)}</span>" in page  # found as config N of M
     assert page.count('<span class="chip stale">') == 1
