@@ -8,15 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made import NORM, ROPE, aiter_of, search_of, shipped
+from made import NORM, ROPE, aiter_of, raced, search_of, shipped
 
 from tunegen.cli import cli
 from tunegen.errors import TunegenError, UsageError
+from tunegen.ops import Problem
 from tunegen.report import figures
 from tunegen.report.baselines import read_baselines
 from tunegen.report.gather import gather
 from tunegen.report.importance import importances
-from tunegen.report.page import render_page
+from tunegen.report.page import render_page, short_name
+from tunegen.runtime.families.recipe import RECIPES
 
 MEASURED, PREDICTED = shipped(NORM, "sm90"), shipped(NORM, "gfx950")
 
@@ -80,7 +82,7 @@ def test_page_says_where_winners_come_from_and_what_failed() -> None:
     page = render_page(gather([measured, predicted], [study], []))
     assert page.count('<span class="mark measured">') == len(MEASURED.buckets)
     assert page.count('<span class="mark predicted">') == len(PREDICTED.buckets)
-    assert page.count("raced between tuned counts, margin") == 1
+    assert page.count("raced between tuned counts, margin") == sum(map(raced, measured.buckets)) > 1
     assert "never tuned (24, 3,000) lose at most 5.3 %, at 3,000 tokens" in page
     assert f"of {len(study.outcomes)}</span>" in page  # found as config N of M
     assert page.count('<span class="chip stale">') == 1
@@ -90,6 +92,14 @@ def test_page_says_where_winners_come_from_and_what_failed() -> None:
     assert "&lt;script&gt;alert(1)" in page
     assert "<script>alert" not in page
     assert "<dt>triton</dt><dd>3.6.0</dd>" in page
+
+
+@pytest.mark.parametrize("op", sorted(RECIPES))
+def test_every_form_has_a_short_name(op: str) -> None:
+    names = RECIPES[op].sizes
+    name = short_name(Problem.of(op, {size: 96 + 32 * at for at, size in enumerate(names)}))
+    assert name.startswith(op)
+    assert all(str(96 + 32 * at) in name for at in range(len(names)))
 
 
 def test_labels_keep_their_order_and_distance() -> None:

@@ -28,8 +28,8 @@ def none(count: int) -> list[Config]:
     return []
 
 
-def buckets(*winners: tuple[int, Config]) -> list[TunedBucket]:
-    return [TunedBucket(count, None, config, {"median_us": 1.0, "twin_us": 0.5}) for count, config in winners]
+def buckets(*winners: tuple[int, Config], margin: float = 0.0) -> list[TunedBucket]:
+    return [TunedBucket(count, None, config, {"median_us": 1.0, "margin": margin}) for count, config in winners]
 
 
 def served(found: Sequence[TunedBucket], count: int) -> Config:
@@ -69,7 +69,7 @@ def test_a_step_behind_a_tuned_count_is_found() -> None:
     assert [(b.tokens, b.max_tokens, b.config) for b in found] == [(256, edge, A), (512, None, B)]
     assert edge is not None and 256 <= edge <= 256 * EDGE_RATIO
     # What is known of the tuned counts stays.
-    assert all(b.fields == {"median_us": 1.0, "twin_us": 0.5} for b in found)
+    assert all(b.fields == {"median_us": 1.0, "margin": 0.0} for b in found)
 
 
 def test_a_third_config_gets_a_bucket_of_its_own() -> None:
@@ -117,6 +117,16 @@ def test_noise_makes_no_bucket() -> None:
     assert [(b.tokens, b.config) for b in found] == [(64, A), (256, B)]
     # Of two that are alike the lower count's winner stays.
     assert found[0].max_tokens == int((251 * 256) ** 0.5)
+
+
+@pytest.mark.parametrize(("margin", "kept"), [(0.019, False), (0.021, True)])
+def test_the_noise_of_the_finals_makes_no_bucket(margin: float, kept: bool) -> None:
+    """Faster by two per cent, where a final could tell so much or not."""
+    made = buckets((64, A), (256, B), margin=margin)
+    made[1].fields["margin"] = 0.03
+    found = fill_in(made, DEFAULT, none, racing(lambda config, count: 1.0 if config == DEFAULT else 1.02))
+    assert ([b.config for b in found] == [A, B]) == kept
+    assert all(b.fields["margin"] == margin for b in found if b.config == DEFAULT)
 
 
 @pytest.mark.parametrize("step", [97, 99, 100, 101, 103, 299, 300, 301, 697, 700, 703])

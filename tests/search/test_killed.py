@@ -17,7 +17,7 @@ from tunegen.ops import config_key
 from tunegen.search.record import read_studies
 from tunegen.search.storage import open_storage
 
-TRIALS = 100
+TRIALS = 60
 KILLS = 10
 
 

@@ -120,7 +120,7 @@ def test_trials_that_break_the_worker_cost_themselves_alone(
 def test_the_same_machine_code_is_measured_once_and_an_idle_knob_is_told(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/s.sqlite3"
     evaluator = Planted()
-    _, reporter = run(evaluator, url, 120)
+    _, reporter = run(evaluator, url, 60)
     (study,) = read_studies(open_storage(url))
     fingerprints = [outcome.details["fingerprint"] for outcome in study.outcomes]
     looks = [line for line in evaluator.log.splitlines() if line.startswith("look")]

@@ -79,8 +79,8 @@ def run(evaluator: Formula, storage: str, trials: int, seed: int = 0, reporter: 
 
 def test_finds_the_optimum_of_every_bucket(tmp_path: Path) -> None:
     evaluator = Formula()
-    entry = run(evaluator, f"sqlite:///{tmp_path}/s.sqlite3", 120)
-    assert entry.trials == len(evaluator.evaluated) == 120
+    entry = run(evaluator, f"sqlite:///{tmp_path}/s.sqlite3", 60)
+    assert entry.trials == len(evaluator.evaluated) == 60
     assert [bucket.config["rows"] for bucket in entry.buckets] == [2, 2, 2]
     assert [bucket.config["num_warps"] for bucket in entry.buckets] == [1, 4, 4]
     assert entry.evidence == "predicted"

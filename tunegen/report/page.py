@@ -18,7 +18,10 @@ from tunegen.report import figures
 from tunegen.report.gather import Search, Subject, limit_of
 
 LONGEST_REASON = 240
-SIZE_WORDS = {"hidden_size": "N", "num_heads": "heads", "kv_lora_rank": "R", "rope_dim": "D"}
+SIZE_WORDS = {
+    **{"hidden_size": "N", "intermediate_size": "N", "second_size": "and"},
+    **{"num_heads": "heads", "kv_lora_rank": "R", "rope_dim": "D"},
+}
 # Sizes that hardly vary are left out of short names where they have these values.
 USUAL = {"kv_lora_rank": 512, "rope_dim": 64}
 

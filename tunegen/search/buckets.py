@@ -25,7 +25,8 @@ FEW_TOKENS = 64
 LONG_CALL = 50.0
 # Where the winner changes between two counts, the count from which the second is faster is sought to this ratio.
 EDGE_RATIO = 1.02
-# Another config serves counts between two winners only if it is faster by more than a short race can be wrong.
+# Another config serves counts between two winners only if it is faster by more than a short race can be wrong: by this
+# at least, and by the noise of the quieter of the two finals.
 MARGIN = 0.01
 
 Race = Callable[[int, Sequence[Config]], Mapping[str, float]]
@@ -68,10 +69,11 @@ def fill_in(buckets: Sequence[TunedBucket], default: Config, rivals: Rivals, rac
     for low, high in itertools.pairwise(buckets):
         between = counts_between(low.tokens, high.tokens, low.fields["median_us"])
         preferred = distinct([low.config, high.config, *winners])
+        margin = max(MARGIN, min(low.fields["margin"], high.fields["margin"]))
         found = {}
         for count in between:
             times = race(count, distinct([*preferred, *rivals(count)]))
-            found[count] = _fastest(times, preferred, rivals(count), default)
+            found[count] = _fastest(times, preferred, rivals(count), default, margin)
         runs = [list(run) for _, run in itertools.groupby(found, key=lambda count: config_key(found[count][0]))]
         first = last = low.tokens
         if served and served[-1][0] is low:
@@ -112,17 +114,17 @@ def _edge(last: int, first: int, low: Config, high: Config, race: Race) -> int:
 
 
 def _fastest(
-    times: Mapping[str, float], winners: Sequence[Config], rivals: Sequence[Config], default: Config
+    times: Mapping[str, float], winners: Sequence[Config], rivals: Sequence[Config], default: Config, margin: float
 ) -> tuple[Config, dict[str, Any]]:
     """Who serves a count, and its evidence: the first of the winners that is as fast as any, or the fastest."""
     able = [config for config in distinct([*winners, *rivals]) if config_key(config) in times]
     best = min(able, key=lambda config: times[config_key(config)])
-    as_fast = times[config_key(best)] * (1 + MARGIN)
+    as_fast = times[config_key(best)] * (1 + margin)
     best = next((config for config in winners if times.get(config_key(config), float("inf")) <= as_fast), best)
     fields = {
         "median_us": round(times[config_key(best)], 3),
         "default_us": round(times[config_key(default)], 3),
-        "margin": MARGIN,
+        "margin": margin,
     }
     return best, fields
 
