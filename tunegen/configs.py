@@ -39,6 +39,11 @@ class TunedBucket:
     config: Config
     fields: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def raced(self) -> bool:
+        """True between two tuned counts: a race there chose the config, and measured neither spread nor twin."""
+        return "median_us" in self.fields and "spread_us" not in self.fields
+
 
 @dataclass(frozen=True)
 class TunedEntry:

@@ -274,7 +274,7 @@ def test_forms_table(tmp_path: Path, aiter_arguments: list[str]) -> None:
     assert [(line["form"], line["tokens"]) for line in lines] == [(form, "3") for form in forms]
     for line in lines:
         quantises, fused = line["form"] != "dual_rmsnorm", float(line["fused us"])
-        assert (line["of it the quantiser"] != "-") == quantises
+        assert (line["our quantiser us"] != "-") == quantises
         for whose, timed in (("AITER's", quantises), ("our", True)):
             times, speed_up = line[f"unfused us ({whose} quantiser)"], line[f"speed-up ({whose} quantiser)"]
             assert [times == "-", speed_up == "-"] == [not timed] * 2
@@ -437,6 +437,20 @@ def test_what_is_wrong_is_left_out_and_all_else_timed(tmp_path: Path) -> None:
     for row in rows:
         assert {"compiled", "default", "twin"} < set(row["us"]) and "aiter" not in row["us"]
         assert list(row["wrong"]) == ["aiter"]
+
+
+def the_op_wrong(problem: Problem, aiter: object) -> list[Baseline]:
+    """What stands for the op of a pack, and writes nothing."""
+    return [Baseline("tuned", lambda args, outputs: tuple(outputs))]
+
+
+def test_an_op_that_is_wrong_ends_it(tmp_path: Path) -> None:
+    given = ["--op", "dynamic_mxfp4_quant", "--hidden-size", 96, "--tokens", "1,3", "--configs", tmp_path]
+    code, output = in_child(
+        "bench", {"baselines_of": the_op_wrong, "BASELINES": ("tuned",)}, [*given, "--against", "tuned"]
+    )
+    assert code == 1 and "1 tokens: tuned does not compute what the op does" in output
+    assert "3 tokens" not in output and "default" not in output.partition("does not compute")[2]
 
 
 def test_bench_of_a_pack(tmp_path: Path) -> None:

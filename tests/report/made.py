@@ -8,7 +8,7 @@ import zlib
 from dataclasses import replace
 
 from tunegen.codegen.render import template_hash
-from tunegen.configs import TunedBucket, TunedEntry, load_entries
+from tunegen.configs import TunedEntry, load_entries
 from tunegen.ops import Config, Problem, config_key, get_family
 from tunegen.paths import tuned_configs_dir
 from tunegen.report.baselines import Baselines
@@ -35,11 +35,6 @@ def time_of(config: Config, tokens: int, limit: float) -> float:
     return limit * (1.1 + 0.2 * off + 0.01 * noise)
 
 
-def raced(bucket: TunedBucket) -> bool:
-    """True for one of a measured entry between two counts that were tuned."""
-    return "predicted_us" not in bucket.fields and "spread_us" not in bucket.fields
-
-
 def search_of(entry: TunedEntry, configs: int = 40) -> Study:
     """A search that an entry could have come from; every ninth config has failed, winners and the default have not."""
     family, target = get_family(entry.op), get_target(entry.target)
@@ -54,7 +49,7 @@ def search_of(entry: TunedEntry, configs: int = 40) -> Study:
             sample.append(config)
     tried = list({config_key(config): config for config in [default, *sample, *winners]}.values())
     # Buckets between tuned counts were raced when the search was over.
-    limits = {bucket.tokens: bucket.fields["default_us"] for bucket in entry.buckets if not raced(bucket)}
+    limits = {bucket.tokens: bucket.fields["default_us"] for bucket in entry.buckets if not bucket.raced}
     outcomes = []
     for index, config in enumerate(tried):
         if index % 9 == 8 and config not in winners:

@@ -88,7 +88,7 @@ def contest(problem: object, tokens: int, twins: Sequence[Path], kernels: Sequen
     return Contest(Timing.of([1.0]), Timing.of([2.0]), tuple(timings))
 
 
-def race(problem: object, tokens: int, kernels: Sequence[Path]) -> tuple[Timing, ...]:
+def race(problem: object, tokens: int, kernels: Sequence[Path], stays: Path | None) -> tuple[Timing, ...]:
     from tunegen.evaluate.measure import Timing
 
     for source in kernels:

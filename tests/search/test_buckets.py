@@ -119,6 +119,15 @@ def test_noise_makes_no_bucket() -> None:
     assert found[0].max_tokens == int((251 * 256) ** 0.5)
 
 
+@pytest.mark.parametrize(("slower", "edges"), [(1.02, (64, 65)), (1.009, (228, 228))])
+def test_of_two_neighbours_within_the_noise_the_faster_serves(slower: float, edges: tuple[int, int]) -> None:
+    """The higher count's winner is two per cent faster from 65 on, or so little that the lower one's may stay to 228."""
+    race = racing(lambda config, _: slower if config == A else 1.0 if config == B else 2.0)
+    first, second = fill_in(buckets((64, A), (256, B), margin=0.03), DEFAULT, none, race)
+    assert (first.config, second.config) == (A, B)
+    assert first.max_tokens is not None and edges[0] <= first.max_tokens <= edges[1]
+
+
 @pytest.mark.parametrize(("margin", "kept"), [(0.019, False), (0.021, True)])
 def test_the_noise_of_the_finals_makes_no_bucket(margin: float, kept: bool) -> None:
     """Faster by two per cent, where a final could tell so much or not."""

@@ -35,17 +35,20 @@ LONG_ROUNDS = 3
 # Twins that are looked at again, with the whole graph, to take the best of.
 TWINS_AGAIN = 3
 FINAL_ROUNDS = 13
-# Of a race: who is this much slower than the fastest at a look is not timed again. The others are in few rounds where
-# calls are long, and where they are short in as many as take so long in all.
-OUT_OF_RACE = 1.05
+# Of a race: few rounds where calls are long, and where they are short as many as take so long in all.
 RACE_ROUNDS = (7, 31)
 RACE_MICROSECONDS = 30_000.0
-# Where calls are shorter than this, one graph of a kernel differs from another of it by more than its samples do: a
-# kernel that is decided upon is then captured several times, and its samples, no more in all, are put together.
+# Where the fastest call is shorter than this, one graph of a kernel differs from another of it by more than its samples
+# do: a kernel that is decided upon is then captured several times, and its samples, about as many in all, are put
+# together.
 SHORT_MICROSECONDS = 20.0
 CAPTURES = 3
+# Who is so much slower than the fastest at a look at one graph is out of a race, where calls are short and where not.
+OUT_OF_RACE = (1.1, 1.05)
 # More of the GPU's memory than this is not left to a kernel that has run.
 LEAK_BYTES = 64 << 20
+# So much of it the allocator may keep of inputs that are dropped; what it does not allocate itself needs some too.
+KEPT_BYTES = 4 << 30
 
 
 class OutOfResourcesError(TunegenError):
@@ -146,11 +149,8 @@ def _passing(problem: Problem, tokens: int) -> Iterator[None]:
     finally:
         if not kept:
             _state.workloads.pop((problem, tokens), None)
-
-
-def _captures(us: float) -> int:
-    """Graphs of a kernel whose calls take so long."""
-    return CAPTURES if us < SHORT_MICROSECONDS else 1
+            if torch.cuda.memory_reserved() - torch.cuda.memory_allocated() > KEPT_BYTES:
+                torch.cuda.empty_cache()
 
 
 def _time_captured(captured: Sequence[Sequence[Replay]], rounds: int) -> list[Timing]:
@@ -242,7 +242,7 @@ def contest(problem: Problem, tokens: int, twins: Sequence[Path], kernels: Seque
     replays = [_replay(problem, tokens, twin) for twin in again]
     timings = time_interleaved(replays, LONG_ROUNDS, 1)
     best = min(range(len(again)), key=lambda at: timings[at].median)
-    captures = range(_captures(timings[best].median))
+    captures = range(CAPTURES if timings[best].median < SHORT_MICROSECONDS else 1)
     empties = [empty_kernel_replay() for _ in captures]
     finalists = [[_replay(problem, tokens, source) for _ in captures] for source in (again[best], *kernels)]
     empty, twin, *rest = _time_captured([empties, *finalists], FINAL_ROUNDS)
@@ -250,20 +250,23 @@ def contest(problem: Problem, tokens: int, twins: Sequence[Path], kernels: Seque
 
 
 @_leaving_on_faults
-def race(problem: Problem, tokens: int, kernels: Sequence[Path]) -> tuple[Timing, ...]:
-    """Times kernels in turn; those far from the fastest by a short look alone.
+def race(problem: Problem, tokens: int, kernels: Sequence[Path], stays: Path | None = None) -> tuple[Timing, ...]:
+    """Times kernels in turn; of more than two those far from the fastest by a short look alone.
 
     Args:
         problem: What they compute.
         tokens: Token count.
         kernels: Their files.
+        stays: One that is timed in full however far off it is.
     """
     with _passing(problem, tokens):
         replays = [_replay(problem, tokens, source) for source in kernels]
         timings = time_interleaved(replays, LONG_ROUNDS, warmup=1)
         fastest = min(timing.median for timing in timings)
-        near = [at for at, timing in enumerate(timings) if timing.median <= OUT_OF_RACE * fastest]
-        more = range(_captures(fastest) - 1)
+        short = fastest < SHORT_MICROSECONDS
+        reach = fastest * OUT_OF_RACE[0 if short else 1] if len(kernels) > 2 else float("inf")
+        near = [at for at, timing in enumerate(timings) if timing.median <= reach or kernels[at] == stays]
+        more = range(CAPTURES - 1 if short else 0)
         captured = [[replays[at], *(_replay(problem, tokens, kernels[at]) for _ in more)] for at in near]
         round_us = sum(timings[at].median * replays[at].calls for at in near)
         least, most = RACE_ROUNDS

@@ -109,8 +109,7 @@ def _evidence(bucket: TunedBucket) -> str:
     margin = f"{100 * float(fields['margin']):.1f} %" if "margin" in fields else "?"
     runner = f", next best {fields['runner_up_us']:.2f} µs" if fields.get("runner_up_us") else ""
     if "median_us" in fields:
-        # A bucket between tuned counts was raced, without a spread of its own.
-        how = f"spread {fields['spread_us']:.3f} µs" if "spread_us" in fields else "raced between tuned counts"
+        how = "raced between tuned counts" if bucket.raced else f"spread {fields['spread_us']:.3f} µs"
         return f"{_mark('measured')} {how}, margin {margin}{runner}"
     return f"{_mark('predicted')} limited by {escape(str(fields.get('limiter', '?')))}, margin {margin}{runner}"
 

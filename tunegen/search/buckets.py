@@ -25,9 +25,10 @@ FEW_TOKENS = 64
 LONG_CALL = 50.0
 # Where the winner changes between two counts, the count from which the second is faster is sought to this ratio.
 EDGE_RATIO = 1.02
-# Another config serves counts between two winners only if it is faster by more than a short race can be wrong: by this
-# at least, and by the noise of the quieter of the two finals.
+# Another config serves counts between two winners only if it is faster by more than a short race can be wrong: by the
+# noise of the quieter of the two finals, but never by less or more than this.
 MARGIN = 0.01
+MOST_MARGIN = 0.03
 
 Race = Callable[[int, Sequence[Config]], Mapping[str, float]]
 """Times configs at a token count: microseconds by `config_key`; one that broke, never the default, is left out."""
@@ -68,12 +69,11 @@ def fill_in(buckets: Sequence[TunedBucket], default: Config, rivals: Rivals, rac
     served: list[tuple[TunedBucket, int, int]] = []
     for low, high in itertools.pairwise(buckets):
         between = counts_between(low.tokens, high.tokens, low.fields["median_us"])
-        preferred = distinct([low.config, high.config, *winners])
-        margin = max(MARGIN, min(low.fields["margin"], high.fields["margin"]))
+        margin = min(max(MARGIN, min(low.fields["margin"], high.fields["margin"])), MOST_MARGIN)
         found = {}
         for count in between:
-            times = race(count, distinct([*preferred, *rivals(count)]))
-            found[count] = _fastest(times, preferred, rivals(count), default, margin)
+            times = race(count, distinct([low.config, high.config, *winners, *rivals(count)]))
+            found[count] = _fastest(times, [[low.config, high.config], winners, rivals(count)], default, margin)
         runs = [list(run) for _, run in itertools.groupby(found, key=lambda count: config_key(found[count][0]))]
         first = last = low.tokens
         if served and served[-1][0] is low:
@@ -114,13 +114,16 @@ def _edge(last: int, first: int, low: Config, high: Config, race: Race) -> int:
 
 
 def _fastest(
-    times: Mapping[str, float], winners: Sequence[Config], rivals: Sequence[Config], default: Config, margin: float
+    times: Mapping[str, float], preferred: Sequence[Sequence[Config]], default: Config, margin: float
 ) -> tuple[Config, dict[str, Any]]:
-    """Who serves a count, and its evidence: the first of the winners that is as fast as any, or the fastest."""
-    able = [config for config in distinct([*winners, *rivals]) if config_key(config) in times]
-    best = min(able, key=lambda config: times[config_key(config)])
-    as_fast = times[config_key(best)] * (1 + margin)
-    best = next((config for config in winners if times.get(config_key(config), float("inf")) <= as_fast), best)
+    """Who serves a count, and its evidence: of the first group that has one as fast as any, the first of its fastest."""
+
+    def us(config: Config) -> float:
+        return times.get(config_key(config), float("inf"))
+
+    leasts = [min((us(config) for config in group), default=float("inf")) for group in preferred]
+    at = next(at for at, least in enumerate(leasts) if least <= min(leasts) * (1 + margin))
+    best = next(config for config in preferred[at] if us(config) <= leasts[at] * (1 + MARGIN))
     fields = {
         "median_us": round(times[config_key(best)], 3),
         "default_us": round(times[config_key(default)], 3),

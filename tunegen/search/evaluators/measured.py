@@ -265,7 +265,8 @@ class _Final:
         while able:
             sources = [evaluator.render(self.problem, config).write(evaluator.folder) for config in able]
             try:
-                timings = self._run(evaluator.race, tuple(sources))
+                stays = sources[able.index(self.default)] if self.default in able else None
+                timings = self._run(evaluator.race, tuple(sources), stays)
                 return {config_key(c): timing.median for c, timing in zip(able, timings, strict=True)}
             except TaskFailedError as error:
                 reasons = [self._probe(source) for source in sources]
