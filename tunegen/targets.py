@@ -107,6 +107,7 @@ TARGETS: dict[str, Target] = {
             shared_memory=228 * 1024,
             shared_memory_of_program=227 * 1024,
             default_elements_per_lane=64,
+            # With it come block maxima of floats, of every quantiser: see templates/lib/blocks.jinja.
             fp4_conversion="binades",
             fp8="float8_e4m3fn",
             device=DeviceKey("sm90", 132, 79),

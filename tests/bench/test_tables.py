@@ -428,7 +428,8 @@ def one_wrong(problem: Problem, aiter: object) -> list[Baseline]:
 
 def test_what_is_wrong_is_left_out_and_all_else_timed(tmp_path: Path) -> None:
     given = ["--op", "dynamic_mxfp4_quant", "--hidden-size", 96, "--tokens", "1,3", "--configs", tmp_path]
-    code, output = in_child("bench", {"baselines_of": one_wrong}, [*given, "--json", tmp_path / "bench.json"])
+    files = ["--json", tmp_path / "bench.json", "--csv", tmp_path / "bench.csv"]
+    code, output = in_child("bench", {"baselines_of": one_wrong}, [*given, *files])
     assert code == 1
     assert "AITER does not compute what the op does at 1, 3 tokens, and is not timed there." in output
     assert "BenchError" in output and "3 tokens: aiter does not compute what the op does: scales" in output
@@ -437,6 +438,12 @@ def test_what_is_wrong_is_left_out_and_all_else_timed(tmp_path: Path) -> None:
     for row in rows:
         assert {"compiled", "default", "twin"} < set(row["us"]) and "aiter" not in row["us"]
         assert list(row["wrong"]) == ["aiter"]
+    lines = list(csv.DictReader((tmp_path / "bench.csv").open()))
+    assert [line["tokens"] for line in lines if line["what"] == "aiter" and not line["us"] and line["wrong"]] == [
+        "1",
+        "3",
+    ]
+    assert not [line for line in lines if line["what"] != "aiter" and (line["wrong"] or not line["us"])]
 
 
 def the_op_wrong(problem: Problem, aiter: object) -> list[Baseline]:

@@ -121,7 +121,7 @@ def test_noise_makes_no_bucket() -> None:
 
 @pytest.mark.parametrize(("slower", "edges"), [(1.02, (64, 65)), (1.009, (228, 228))])
 def test_of_two_neighbours_within_the_noise_the_faster_serves(slower: float, edges: tuple[int, int]) -> None:
-    """The higher count's winner is two per cent faster from 65 on, or so little that the lower one's may stay to 228."""
+    """The higher count's winner is 2 % faster from 65 on, or so little that the lower one's may stay to 228."""
     race = racing(lambda config, _: slower if config == A else 1.0 if config == B else 2.0)
     first, second = fill_in(buckets((64, A), (256, B), margin=0.03), DEFAULT, none, race)
     assert (first.config, second.config) == (A, B)

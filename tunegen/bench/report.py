@@ -212,9 +212,21 @@ def read_json(data: dict[str, Any]) -> tuple[Environment, list[Row]]:
 
 
 def as_csv(environment: Environment, rows: Sequence[Row]) -> str:
-    """One line for each thing timed; ``ratio`` is its time by our kernel's."""
+    """One line for each thing timed, ``ratio`` is its time by our kernel's; and for each that was wrong, and why."""
     about = asdict(environment)
-    names = ("op", "shape", "variant", "tokens", "what", "us", "spread_us", "ratio", "ratio_spread", "within_noise")
+    names = (
+        "op",
+        "shape",
+        "variant",
+        "tokens",
+        "what",
+        "us",
+        "spread_us",
+        "ratio",
+        "ratio_spread",
+        "within_noise",
+        "wrong",
+    )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*names, *about])
@@ -224,5 +236,8 @@ def as_csv(environment: Environment, rows: Sequence[Row]) -> str:
             ratio = row.ratio(name)
             judged = [ratio.value, ratio.spread, ratio.within_noise] if ratio and name != row.ours else ["", "", ""]
             own = [row.problem.op, shape, row.problem.rounding, row.tokens, name, timing.median, timing.spread]
-            writer.writerow([*own, *judged, *about.values()])
+            writer.writerow([*own, *judged, "", *about.values()])
+        for name, reason in row.wrong.items():
+            own = [row.problem.op, shape, row.problem.rounding, row.tokens, name, "", ""]
+            writer.writerow([*own, "", "", "", reason, *about.values()])
     return text.getvalue()

@@ -116,7 +116,7 @@ def _edge(last: int, first: int, low: Config, high: Config, race: Race) -> int:
 def _fastest(
     times: Mapping[str, float], preferred: Sequence[Sequence[Config]], default: Config, margin: float
 ) -> tuple[Config, dict[str, Any]]:
-    """Who serves a count, and its evidence: of the first group that has one as fast as any, the first of its fastest."""
+    """Who serves a count, and its evidence: one of the first group that has one as fast as any, its first such."""
 
     def us(config: Config) -> float:
         return times.get(config_key(config), float("inf"))
