@@ -161,6 +161,7 @@ def draw(problems: Sequence[Recorded], runs: list[dict[str, Any]], out: Path) ->
     grid.flat[0].legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(out / "search_each.svg", metadata={"Date": None})
+    plt.close("all")
 
 
 def print_buckets(problems: Sequence[Recorded]) -> None:

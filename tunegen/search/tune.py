@@ -29,7 +29,7 @@ DTYPE = "bfloat16"
 # busy, and are proposed knowing less: docs/search.md has what that costs.
 BATCH = 4
 # Problems that are under way at once on each GPU, for the same reason.
-PROBLEMS_AHEAD = 3
+PROBLEMS_AHEAD = 4
 # An objective that falls by less has not improved.
 IMPROVEMENT = 0.002
 # How often the storage is asked whether another tuner has finished what it claimed.
