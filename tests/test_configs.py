@@ -103,7 +103,7 @@ def test_damaged_file(tmp_path: Path, change: object, message: str) -> None:
     (path,) = save_entries(tmp_path, [entry(512)])
     text = path.read_text()
     # pytest's parameters have no type of their own.
-    damaged = change(text)  # type: ignore[operator]
+    damaged = change(text)  # type: ignore[operator]  # parametrised as an object
     assert damaged != text
     path.write_text(damaged)
     with pytest.raises(TunedFileError, match=message) as error:

@@ -31,7 +31,7 @@ def case_of(op: str, rounding: str = "none", dtype: str = "bfloat16", special: b
 
 
 # Returns what run_case takes.
-def reference_launch(case: Case, spoil: Callable[[Outputs, Arguments], None] | None = None):  # type: ignore[no-untyped-def]
+def reference_launch(case: Case, spoil: Callable[[Outputs, Arguments], None] | None = None):  # type: ignore[no-untyped-def]  # a closure
     """The reference as a kernel, its outputs then spoilt."""
 
     def launch(outputs: Outputs, args: Arguments) -> None:
@@ -311,7 +311,7 @@ def test_inputs_may_not_be_modified(layout: str, index: int) -> None:
         args[index][..., 5] += 1
 
     # Pytest's parameter.
-    case = Case(Problem.of(NORM_ADD, SIZES), 3, "bfloat16", layout, special=False)  # type: ignore[arg-type]
+    case = Case(Problem.of(NORM_ADD, SIZES), 3, "bfloat16", layout, special=False)  # type: ignore[arg-type]  # parametrised as text
     found = judged(case, modify)
     assert f"argument {index} was modified" in found
 

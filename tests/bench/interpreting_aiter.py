@@ -32,7 +32,7 @@ def prepare() -> None:
         return interpreter.TensorHandle(result, tl.bfloat16)
 
     # Triton is not typed.
-    class Transformer(interpreter.ASTTransformer):  # type: ignore[misc]
+    class Transformer(interpreter.ASTTransformer):  # type: ignore[misc]  # Triton has no types
         def visit_Assign(self, node: ast.Assign) -> Any:  # noqa: N802 (the name that ast looks for)
             node.value = self.visit(node.value)
             return super().visit_Assign(node)

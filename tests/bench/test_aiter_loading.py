@@ -208,7 +208,7 @@ def test_both_installed_in_one_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     write(tmp_path / "aiter", {"__init__.py": "def map_aiter(): ..."})
     monkeypatch.syspath_prepend(tmp_path)
     # What was made here takes and returns strings in place of tensors.
-    assert load_aiter().dynamic_mxfp4_quant("x") == ("codes", "exponents")  # type: ignore[arg-type, comparison-overlap]
+    assert load_aiter().dynamic_mxfp4_quant("x") == ("codes", "exponents")  # type: ignore[arg-type, comparison-overlap]  # stand-ins
 
 
 def test_installed_without_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_aiter: None) -> None:
@@ -232,7 +232,7 @@ def test_real_aiter_on_rocm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_
         assert aiter.origin == "aiter 0.1.7"
         assert "aiter" in sys.modules
         # What was made here takes and returns strings in place of tensors.
-        assert aiter.dynamic_mxfp4_quant("x") == ("codes", "exponents")  # type: ignore[arg-type, comparison-overlap]
+        assert aiter.dynamic_mxfp4_quant("x") == ("codes", "exponents")  # type: ignore[arg-type, comparison-overlap]  # stand-ins
     finally:
         for name in set(sys.modules) - before:
             del sys.modules[name]
@@ -253,5 +253,5 @@ def dynamic_mxfp4_quant(x):
 def test_options_of_amd_are_left_out_elsewhere(tmp_path: Path) -> None:
     site = unpack(tmp_path, {**EARLIER, "quant.py": LAUNCHED})
     # What was made here takes and returns strings in place of tensors.
-    launched, _ = load_aiter(site).dynamic_mxfp4_quant("x")  # type: ignore[arg-type]
+    launched, _ = load_aiter(site).dynamic_mxfp4_quant("x")  # type: ignore[arg-type]  # a stand-in
     assert launched == ((3,), ("x",), {"kpack": 2, "num_warps": 4})

@@ -84,7 +84,7 @@ def prepared(changes: dict[str, Any]) -> dict[str, Any]:
         **changes,
     }
     # Compiling for the CPU has nothing to do with the scripts.
-    torch.compile = lambda function, **_: function  # type: ignore[assignment]
+    torch.compile = lambda function, **_: function  # type: ignore[assignment]  # of another shape
     targets.present_device = lambda index=0: Device(0, "an interpreted H100", TARGET.device, TARGET)
     for family in FAMILIES:
         take_one_twin(type(family))
@@ -128,7 +128,7 @@ class OneProcess:
 def take_one_twin(family: type[Family]) -> None:
     every = family.twin_configs
     # The process that this runs in is this test's alone.
-    family.twin_configs = lambda self, *given: every(self, *given)[:1]  # type: ignore[method-assign]
+    family.twin_configs = lambda self, *given: every(self, *given)[:1]  # type: ignore[method-assign]  # see above
 
 
 def put(module: ModuleType, stand_ins: dict[str, Any]) -> None:
@@ -286,6 +286,21 @@ def test_forms_table(tmp_path: Path, aiter_arguments: list[str]) -> None:
     for row in written["rows"]:
         assert row["tuned"] == (row["op"] == ops[0])
         assert not row["tuned"] or [row["config"], row["quantiser_config"]] == configs
+
+
+def always_wrong(*_: Any) -> list[str]:
+    """As `unfused_forms.wrong_in`, of sequences whose first step is wrong."""
+    return ["the sum is wrong"]
+
+
+def test_a_first_step_that_is_wrong_is_in_both_sequences(tmp_path: Path) -> None:
+    op = "silu_mul_mxfp4_quant"
+    changes = {"TOKENS": (3,), "aiter_if_there": stand_in_for_aiter, "wrong_in": always_wrong}
+    code, output = forms_output(tmp_path, [op], changes, [])
+    assert code == 1
+    ((line,),) = tables(output)
+    assert [line[f"unfused us ({whose} quantiser)"] for whose in ("AITER's", "our")] == ["-", "-"]
+    assert output.count("not timed: the sum is wrong") == 2
 
 
 def test_a_wrong_sequence_is_not_timed(tmp_path: Path) -> None:

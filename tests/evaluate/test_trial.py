@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from tunegen.evaluate import trial
 from tunegen.evaluate.measure import Timing
-from tunegen.evaluate.trial import CAPTURES, FINAL_ROUNDS, LONG_ROUNDS, RACE_ROUNDS, SHORT_MICROSECONDS
+from tunegen.evaluate.trial import CAPTURES, FINAL_ROUNDS, KEPT_BYTES, LONG_ROUNDS, RACE_ROUNDS, SHORT_MICROSECONDS
 from tunegen.ops import Problem
 
 PROBLEM = Problem.of("rmsnorm_mxfp4_quant", {"hidden_size": 7168})
@@ -42,7 +43,7 @@ class Gpu:
         self.state = state
 
     def replay(self, problem: Problem, tokens: int, source: Path, calls: int | None = None) -> Graph:
-        self.state.workloads[problem, tokens] = None  # type: ignore[assignment]
+        self.state.workloads[problem, tokens] = None  # type: ignore[assignment]  # nothing is launched here
         self.captured[source] += 1
         # The first capture is 5 % too slow, of B too fast; the second the other way round; the third is right.
         off = {0: 0.0, 1: 0.05, 2: -0.05}[self.captured[source] % 3]
@@ -78,6 +79,19 @@ def test_a_race_of_long_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     assert graphs == Counter({A: 1, B: 1})
     assert RACE_ROUNDS[0] <= rounds < RACE_ROUNDS[1]
     assert len(a.samples) == len(b.samples) == rounds
+
+
+@pytest.mark.parametrize(("reserved", "emptied"), [(KEPT_BYTES, 0), (KEPT_BYTES + 1, 1)])
+def test_much_memory_of_dropped_inputs_is_given_back(
+    monkeypatch: pytest.MonkeyPatch, reserved: int, emptied: int
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(None))
+    Gpu(monkeypatch, {A: 2.0, B: 2.0}, False)
+    trial.race(PROBLEM, 24, [A, B])
+    assert len(calls) == emptied
 
 
 def test_of_two_both_are_timed_in_full(monkeypatch: pytest.MonkeyPatch) -> None:

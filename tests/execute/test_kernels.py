@@ -124,6 +124,17 @@ def test_random_configs_conform_on_gfx942(op: str, executor: Executor, folder: P
     assert failures(executor, folder, work_of(op, GFX942, 4)) == []
 
 
+@pytest.mark.parametrize("amd", [GFX950, GFX942], ids=lambda amd: amd.name)
+def test_a_kernel_of_many_segments_conforms(amd: Target, executor: Executor, folder: Path) -> None:
+    """More than random configs have."""
+    problem = Problem.of("rmsnorm_mxfp4_quant", {"hidden_size": 7168})
+    family = get_family(problem.op)
+    config = family.canonical({**family.default(problem, amd), "cover": "14x512", "num_warps": 2})
+    assert family.valid(problem, amd, config)
+    assert len(family.context(problem, amd, config)["segments"]) == 14 > MOST_SEGMENTS
+    assert failures(executor, folder, [(amd, candidates([problem], [3], amd)[0], config)]) == []
+
+
 def test_shipped_winners_conform_on_gfx950(executor: Executor, folder: Path, full_matrix: bool) -> None:
     """Every tuned config of gfx950 at the size that it was tuned for, each in another rounding, or in all of them.
 

@@ -291,7 +291,7 @@ def test_gpu_conforms_at_unseen_token_counts(gpu_pack: ModuleType, op: str, hidd
 
     problems = [Problem.of(op, {"hidden_size": hidden_size}, rounding) for rounding in ROUNDINGS]
     # There is a device: the test needs a GPU.
-    target = present_device().target  # type: ignore[union-attr]
+    target = present_device().target  # type: ignore[union-attr]  # there is one, or it is skipped
     lanes = fewest_lanes_per_row(target, make_entry(op, hidden_size, target).buckets[0].config)
     with warnings.catch_warnings():
         warnings.simplefilter("error", gpu_pack.TunegenPackWarning)

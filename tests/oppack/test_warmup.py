@@ -226,7 +226,7 @@ def calls(op: str, variant: str, tokens: int, dtypes: tuple[str, ...], everythin
     layouts, caches = ("slices", "contiguous", "offset"), ("flat", "paged", "gaps")
     for dtype, layout, cache in itertools.product(dtypes, layouts, caches):
         # mypy cannot match what is unpacked with the fields.
-        case = replace(base, dtype=dtype, layout=layout, cache=cache)  # type: ignore[arg-type]
+        case = replace(base, dtype=dtype, layout=layout, cache=cache)  # type: ignore[arg-type]  # drawn as text
         others = replace(case, k_pe_3d=True, queries=tokens // 2, mapped=0)
         for chosen in (case, others):
             for table, int32 in itertools.product(("act", "float32"), (False, True)):

@@ -311,7 +311,7 @@ def candidates(
             mapped = chooser.randint(0, count) if mixed else count
             flags = (chooser.random() < 0.5, chooser.random() < 0.5, slots, chooser.random() < 0.7, special)
             # mypy cannot match what is unpacked with the fields.
-            case = Case(problem, queries, count, mapped, dtype, layout, cache, table, *flags)  # type: ignore[arg-type]
+            case = Case(problem, queries, count, mapped, dtype, layout, cache, table, *flags)  # type: ignore[arg-type]  # drawn as text
             cases.append(replace(case, fp8=fp8, seed=chooser.randrange(2**20)))
     return cases
 

@@ -148,7 +148,7 @@ class Aiter017(Aiter):
 
     # What mypy is told to overlook is the point of the class.
 
-    def fused_rms_mxfp4_quant(  # type: ignore[override]
+    def fused_rms_mxfp4_quant(  # type: ignore[override]  # of another arity, as in that release
         self,
         x1: torch.Tensor,
         x1_weight: torch.Tensor,
@@ -165,7 +165,7 @@ class Aiter017(Aiter):
         quantised, _, second, residual_out = super().fused_rms_mxfp4_quant(*norms, res1, shuffle, scale_shuffle_padding)
         return quantised, second, residual_out
 
-    def fused_qk_rope_cat_and_cache_mla(  # type: ignore[override]
+    def fused_qk_rope_cat_and_cache_mla(  # type: ignore[override]  # the same
         self,
         q_nope: torch.Tensor,
         q_pe: torch.Tensor,

@@ -195,7 +195,7 @@ def _fuse_functional(graph: Graph, node: Node, pack: str, support: Support) -> T
     first = max(len(call.op._schema.returns), 1)
     for result in results:
         # Results are getitems, whose second argument is a number.
-        result.replace_all_uses_with(build.call(operator.getitem, new, result.args[1] - first + 2))  # type: ignore[operator]
+        result.replace_all_uses_with(build.call(operator.getitem, new, result.args[1] - first + 2))  # type: ignore[operator]  # an index
     # Whoever uses the rotated q alone has it as a part of q_out.
     rotated = [user for user in query.output.users if user is not cat]
     if rotated:
