@@ -91,6 +91,8 @@ def contest(problem: object, tokens: int, twins: Sequence[Path], kernels: Sequen
 def race(problem: object, tokens: int, kernels: Sequence[Path], stays: Path | None) -> tuple[Timing, ...]:
     from tunegen.evaluate.measure import Timing
 
+    # What many are compared with, the default, is among them.
+    assert len(kernels) <= 2 or stays in kernels
     for source in kernels:
         _note("race", source)
         _fault(source, faults_of(source, "race"))

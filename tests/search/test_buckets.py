@@ -8,7 +8,15 @@ import pytest
 
 from tunegen.configs import TunedBucket
 from tunegen.ops import Config, config_key
-from tunegen.search.buckets import EDGE_RATIO, HELD_OUT, LONG_CALL, counts_between, fill_in, held_out_regret
+from tunegen.search.buckets import (
+    EDGE_RATIO,
+    HELD_OUT,
+    LONG_CALL,
+    MOST_MARGIN,
+    counts_between,
+    fill_in,
+    held_out_regret,
+)
 
 DEFAULT, A, B, C = ({"number": number} for number in range(4))
 Times = Callable[[Config, int], float]
@@ -136,6 +144,13 @@ def test_the_noise_of_the_finals_makes_no_bucket(margin: float, kept: bool) -> N
     found = fill_in(made, DEFAULT, none, racing(lambda config, count: 1.0 if config == DEFAULT else 1.02))
     assert ([b.config for b in found] == [A, B]) == kept
     assert all(b.fields["margin"] == margin for b in found if b.config == DEFAULT)
+
+
+def test_noisy_finals_hide_no_more_than_so_much() -> None:
+    made = buckets((64, A), (256, B), margin=0.2)
+    found = fill_in(made, DEFAULT, none, racing(lambda config, count: 1.0 if config == DEFAULT else 1.04))
+    assert [b.config for b in found] == [A, DEFAULT, B]
+    assert found[1].fields["margin"] == MOST_MARGIN
 
 
 @pytest.mark.parametrize("step", [97, 99, 100, 101, 103, 299, 300, 301, 697, 700, 703])
