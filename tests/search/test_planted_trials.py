@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -185,6 +186,9 @@ def test_counts_between_and_held_out_ones_are_timed_once(tmp_path: Path) -> None
     assert entry.held_out_regret == {"24": 0.0, "100": 0.0}
     races = [line for line in evaluator.log.splitlines() if line.startswith("race")]
     assert len(races) > len(counts_between(1, 256, 1.0))
+    # Not only winners and the default are raced at counts between: that is more often than at the two held out.
+    often = [kernel for kernel, times in Counter(races).items() if times > 2 * len(entry.held_out_regret)]
+    assert len(often) > len({config_key(bucket.config) for bucket in entry.buckets}) + 1
     again = Planted()
     (second,), _ = run(again, url, 24)
     assert (second, again.log) == (entry, "")
