@@ -30,7 +30,8 @@ from tunegen.ops import Problem
 from tunegen.paths import tuned_configs_dir
 from tunegen.targets import Device, present_device
 
-SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "SchedulerStats", "WarpStateStats")
+# The program runs once for each few counters: what the table does not show is not asked for.
+SECTIONS = ("WarpStateStats",)
 # Columns of the table, by the name of the counter.
 COUNTERS = {
     "gpu__time_duration.sum": "ns",
@@ -39,8 +40,8 @@ COUNTERS = {
     "sm__inst_executed_pipe_alu.avg.pct_of_peak_sustained_active": "integer pipe %",
     "sm__inst_executed_pipe_fma.avg.pct_of_peak_sustained_active": "fp32 pipe %",
     "sm__warps_active.avg.pct_of_peak_sustained_active": "warps %",
-    "lts__throughput.avg.pct_of_peak_sustained_elapsed": "L2 %",
-    "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed": "DRAM %",
+    "lts__t_sectors.avg.pct_of_peak_sustained_elapsed": "L2 %",
+    "dram__cycles_active.avg.pct_of_peak_sustained_elapsed": "DRAM %",
 }
 STALL, STALL_END = "smsp__average_warps_issue_stalled_", "_per_issue_active.ratio"
 MOST_STALLS = 3
@@ -135,7 +136,7 @@ def main(configs: Path, tokens: str, out: Path, launch: Path | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     report, launched = out / "ncu.csv", out / "launched.json"
     options = ["--csv", "--page", "raw", "--print-units", "base", "--replay-mode", "application"]
-    options += ["--clock-control", "none", "--cache-control", "none", "--metrics", "smsp__inst_executed.sum"]
+    options += ["--clock-control", "none", "--cache-control", "none", "--metrics", ",".join(COUNTERS)]
     sections = [word for section in SECTIONS for word in ("--section", section)]
     own = [sys.executable, __file__, "--configs", str(configs), "--tokens", tokens, "--launch", str(launched)]
     target = ["--profile-from-start", "off", "--target-processes", "all", "--log-file", str(report), *own]

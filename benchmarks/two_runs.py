@@ -15,16 +15,19 @@ from pathlib import Path
 
 import click
 
-from tunegen.bench.compare import time_all
+from tunegen.bench.compare import ROUNDS
 from tunegen.bench.line import Line, compile_side_by_side
 from tunegen.bench.report import environment_of
 from tunegen.bench.run import tuned_entry
 from tunegen.codegen.render import render
 from tunegen.configs import TunedBucket, load_entries
+from tunegen.evaluate.measure import time_captured
 from tunegen.files import write_text_atomically
 from tunegen.ops import Problem
 from tunegen.targets import Device, present_device
 
+# Graphs of each kernel: of a short call one differs from another by 2 to 5 %, more than the margins.
+CAPTURES = 9
 COLUMNS = ("problem", "token counts", "the same kernel", "within the margin", "mean difference", "largest")
 
 
@@ -85,8 +88,8 @@ def compare(winners: Winners, device: Device) -> list[Pair]:
             pairs.append(Pair(str(problem), tokens, True, margin))
             continue
         line = Line(problem, target, tokens)
-        times = time_all({"first": line.replay(a.config), "second": line.replay(b.config)})
-        pairs.append(Pair(str(problem), tokens, False, margin, times["first"].median, times["second"].median))
+        first, second = time_captured([[line.replay(each.config) for _ in range(CAPTURES)] for each in (a, b)], ROUNDS)
+        pairs.append(Pair(str(problem), tokens, False, margin, first.median, second.median))
     return pairs
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tunegen.evaluate import trial
+from tunegen.evaluate import measure, trial
 from tunegen.evaluate.measure import Timing
 from tunegen.evaluate.trial import CAPTURES, FINAL_ROUNDS, KEPT_BYTES, LONG_ROUNDS, RACE_ROUNDS, SHORT_MICROSECONDS
 from tunegen.ops import Problem
@@ -39,7 +39,8 @@ class Gpu:
         monkeypatch.setattr(trial, "_state", state)
         monkeypatch.setattr(trial, "_replay", self.replay)
         monkeypatch.setattr(trial, "empty_kernel_replay", lambda: Graph(Path("empty"), 1.0))
-        monkeypatch.setattr(trial, "time_interleaved", self.time_interleaved)
+        for module in (trial, measure):
+            monkeypatch.setattr(module, "time_interleaved", self.time_interleaved)
         self.state = state
 
     def replay(self, problem: Problem, tokens: int, source: Path, calls: int | None = None) -> Graph:

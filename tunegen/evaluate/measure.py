@@ -221,6 +221,16 @@ def time_interleaved(replays: Sequence[Replay], rounds: int, warmup: int = 2) ->
     return [Timing.of(samples[at :: len(replays)]) for at in range(len(replays))]
 
 
+def time_captured(captured: Sequence[Sequence[Replay]], rounds: int) -> list[Timing]:
+    """Times kernels in turn, each in all of its graphs, which have equally many; ``rounds`` samples a kernel, or more.
+
+    Where calls are short one graph of a kernel differs from another of it by more than its samples do.
+    """
+    each_rounds = -(-rounds // max(len(replays) for replays in captured))
+    timings = iter(time_interleaved([replay for replays in captured for replay in replays], each_rounds))
+    return [Timing.of([sample for _ in replays for sample in next(timings).samples]) for replays in captured]
+
+
 def empty_kernel_replay() -> Replay:
     """A kernel that does nothing: what a launch in a graph takes."""
     return Replay(_launch_empty)

@@ -18,7 +18,7 @@ import triton
 from tunegen.errors import ConformanceError, TunegenError
 from tunegen.evaluate.conformance import first_case, run_case
 from tunegen.evaluate.isolated import WorkerUnusableError
-from tunegen.evaluate.measure import Replay, Timing, Workload, empty_kernel_replay, time_interleaved
+from tunegen.evaluate.measure import Replay, Timing, Workload, empty_kernel_replay, time_captured, time_interleaved
 from tunegen.ops import Problem
 from tunegen.runtime.families import OPS
 from tunegen.runtime.kernel import load_kernel
@@ -153,13 +153,6 @@ def _passing(problem: Problem, tokens: int) -> Iterator[None]:
                 torch.cuda.empty_cache()
 
 
-def _time_captured(captured: Sequence[Sequence[Replay]], rounds: int) -> list[Timing]:
-    """Times kernels in turn, each in all of its graphs, which have equally many."""
-    each_rounds = -(-rounds // max(len(replays) for replays in captured))
-    timings = iter(time_interleaved([replay for replays in captured for replay in replays], each_rounds))
-    return [Timing.of([sample for _ in replays for sample in next(timings).samples]) for replays in captured]
-
-
 def _median(replay: Replay, rounds: int) -> float:
     return time_interleaved([replay], rounds, warmup=1)[0].median
 
@@ -245,7 +238,7 @@ def contest(problem: Problem, tokens: int, twins: Sequence[Path], kernels: Seque
     captures = range(CAPTURES if timings[best].median < SHORT_MICROSECONDS else 1)
     empties = [empty_kernel_replay() for _ in captures]
     finalists = [[_replay(problem, tokens, source) for _ in captures] for source in (again[best], *kernels)]
-    empty, twin, *rest = _time_captured([empties, *finalists], FINAL_ROUNDS)
+    empty, twin, *rest = time_captured([empties, *finalists], FINAL_ROUNDS)
     return Contest(empty, twin, tuple(rest))
 
 
@@ -271,7 +264,7 @@ def race(problem: Problem, tokens: int, kernels: Sequence[Path], stays: Path | N
         round_us = sum(timings[at].median * replays[at].calls for at in near)
         least, most = RACE_ROUNDS
         rounds = max(least, min(most, int(RACE_MICROSECONDS / round_us)))
-        for at, timing in zip(near, _time_captured(captured, rounds), strict=True):
+        for at, timing in zip(near, time_captured(captured, rounds), strict=True):
             timings[at] = timing
         return tuple(timings)
 
