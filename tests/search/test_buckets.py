@@ -136,6 +136,14 @@ def test_of_two_neighbours_within_the_noise_the_faster_serves(slower: float, edg
     assert first.max_tokens is not None and edges[0] <= first.max_tokens <= edges[1]
 
 
+def test_who_serves_is_within_the_noise_of_the_fastest_of_all() -> None:
+    """The lower count's winner is near the higher one's, and that near the default, but the first not near the last."""
+    race = racing(lambda config, _: {1: 1.016, 2: 1.008}.get(config.get("number", 0), 1.0))
+    first, second = fill_in(buckets((64, A), (256, B)), DEFAULT, none, race)
+    assert (first.config, second.config) == (A, B)
+    assert first.max_tokens is not None and first.max_tokens <= 65
+
+
 @pytest.mark.parametrize(("margin", "kept"), [(0.019, False), (0.021, True)])
 def test_the_noise_of_the_finals_makes_no_bucket(margin: float, kept: bool) -> None:
     """Faster by two per cent, where a final could tell so much or not."""

@@ -121,9 +121,10 @@ def _fastest(
     def us(config: Config) -> float:
         return times.get(config_key(config), float("inf"))
 
-    leasts = [min((us(config) for config in group), default=float("inf")) for group in preferred]
-    at = next(at for at, least in enumerate(leasts) if least <= min(leasts) * (1 + margin))
-    best = next(config for config in preferred[at] if us(config) <= leasts[at] * (1 + MARGIN))
+    limit = min(times.values()) * (1 + margin)
+    group = next(group for group in preferred if any(us(config) <= limit for config in group))
+    near = min(limit, min(us(config) for config in group) * (1 + MARGIN))
+    best = next(config for config in group if us(config) <= near)
     fields = {
         "median_us": round(times[config_key(best)], 3),
         "default_us": round(times[config_key(default)], 3),
