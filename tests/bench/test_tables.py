@@ -585,7 +585,7 @@ def winners(folder: Path, rows: dict[int, int], between: bool = False) -> Path:
 
 
 def test_two_runs(tmp_path: Path) -> None:
-    """One winner is the same; of the others nine graphs each are timed, which take 1 to 9 and 10 to 18, then 19 to 36."""
+    """One winner is the same; of the others nine graphs each are timed: 1 to 9 and 10 to 18 us, then 19 to 36."""
     first = winners(tmp_path / "first", {1: 1, 16: 2, 64: 1}, between=True)
     second = winners(tmp_path / "second", {1: 1, 16: 4, 64: 4, 256: 1})
     changes = {"compile_side_by_side": list}
