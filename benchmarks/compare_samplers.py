@@ -26,6 +26,7 @@ from tunegen.files import write_text_atomically
 from tunegen.search.buckets import HELD_OUT
 from tunegen.search.proposals import SAMPLERS
 from tunegen.search.replay import Recorded, budget, load, search
+from tunegen.search.tune import UNDER_WAY
 
 DATA = Path(__file__).parent / "data" / "h100_space.json.xz"
 COUNTS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256)
@@ -36,7 +37,7 @@ def _loaded(data: Path) -> list[Recorded]:
     return load(data)
 
 
-def _one(data: Path, problem: int, sampler: str, seed: int, batch: int, evaluations: int) -> dict[str, Any]:
+def _one(data: Path, problem: int, sampler: str, seed: int, under_way: int, evaluations: int) -> dict[str, Any]:
     """One search: regrets at each token count by number of evaluations, and processor seconds.
 
     It goes on to so many ``evaluations`` if the budget is smaller.
@@ -49,7 +50,7 @@ def _one(data: Path, problem: int, sampler: str, seed: int, batch: int, evaluati
     most = max(given, evaluations)
     judged_at = sorted({*(count for count in COUNTS if count < most), given, most})
     start = time.process_time()
-    judged = search(recorded, sampler, most, seed, batch, judged_at=judged_at)
+    judged = search(recorded, sampler, most, seed, under_way, judged_at=judged_at)
     curve = {str(count): [round(float(r), 5) for r in regrets] for count, regrets in judged.items()}
     return {
         "problem": problem,
@@ -184,10 +185,10 @@ def print_buckets(problems: Sequence[Recorded]) -> None:
     "--samplers", default=",".join(SAMPLERS), show_default=True, help="NAME[:SEEDS[:EVALUATIONS]], comma separated"
 )
 @click.option("--seeds", default=20, show_default=True)
-@click.option("--batch", default=4, show_default=True, help="configs asked for before results are known")
+@click.option("--under-way", default=UNDER_WAY, show_default=True, help="configs asked for before results are known")
 @click.option("--workers", default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="folder for plots and search.json; default: print only")
-def main(data: Path, samplers: str, seeds: int, batch: int, workers: int, out: Path | None) -> None:
+def main(data: Path, samplers: str, seeds: int, under_way: int, workers: int, out: Path | None) -> None:
     """Compares; see the top of the file."""
     problems = load(data)
     runs: list[dict[str, Any]] = []
@@ -197,7 +198,7 @@ def main(data: Path, samplers: str, seeds: int, batch: int, workers: int, out: P
         for item in samplers.split(","):
             sampler, own_seeds, evaluations, *_ = [*item.split(":"), "", ""]
             jobs = [
-                pool.submit(_one, data, problem, sampler, seed, batch, int(evaluations or 0))
+                pool.submit(_one, data, problem, sampler, seed, under_way, int(evaluations or 0))
                 for problem in range(len(problems))
                 for seed in range(int(own_seeds or seeds))
             ]

@@ -24,7 +24,7 @@ def regrets(recorded: list[Recorded], sampler: str) -> np.ndarray:
     budgets = [budget(len(one.configs)) for one in recorded]
     return np.array(
         [
-            [search(one, sampler, most, seed, batch=4)[most] for seed in range(SEEDS)]
+            [search(one, sampler, most, seed, under_way=6)[most] for seed in range(SEEDS)]
             for one, most in zip(recorded, budgets, strict=True)
         ]
     )
@@ -35,13 +35,11 @@ def test_six_problems_with_noise(recorded: list[Recorded]) -> None:
     for one in recorded:
         assert len(one.configs) >= 300
         visits = (~np.isnan(one.looks[:, 0, :, 0])).sum(axis=1)
-        assert visits.min() >= 1
-        assert (visits == 2).mean() > 0.35
-        # The default, in both recordings.
-        assert visits[0] == 4
-        assert min(one.recordings.count(which) for which in (0, 1)) > 100
-        assert len(one.deviations) == (visits == 2).sum()
-        assert len(one.finals) >= 30
+        assert set(visits) == {1, 2}
+        assert (visits == 2).mean() > 0.5
+        assert set(one.recordings) == {0}
+        assert len(one.deviations) == (visits[1:] == 2).sum()
+        assert len(one.finals) >= 20
         # Estimates, and medians on their level, of what was timed most often.
         row = one.final_tokens.index(16384)
         medians = {config: np.nanmedian(samples[row]) for config, samples in one.finals.items()}
@@ -51,8 +49,8 @@ def test_six_problems_with_noise(recorded: list[Recorded]) -> None:
 
 def test_the_default_sampler_finds_good_configs(recorded: list[Recorded]) -> None:
     found, drawn = regrets(recorded, DEFAULT_SAMPLER), regrets(recorded, "random")
-    assert found.mean() < 0.03
+    assert found.mean() < 0.015
     # A run's mean over its token counts.
-    assert found.mean(axis=2).max() < 0.075
+    assert found.mean(axis=2).max() < 0.04
     assert found.mean() < drawn.mean() / 1.5
     assert (found.mean(axis=(1, 2)) < drawn.mean(axis=(1, 2)) + 0.006).all()

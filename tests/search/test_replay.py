@@ -126,7 +126,7 @@ def test_a_search_evaluates_each_config_once(sampler: str, monkeypatch: pytest.M
         return original(made, config, generator)
 
     monkeypatch.setattr(type(made), "first_look", first_look)
-    judged = search(made, sampler, 60, seed=0, batch=4, warm=[made.configs[9], made.default])
+    judged = search(made, sampler, 60, seed=0, under_way=6, warm=[made.configs[9], made.default])
     assert looked[:2] == [0, 9]
     assert sorted(looked) == list(range(60))
     # Everything was seen: what is left is noise.
@@ -136,17 +136,17 @@ def test_a_search_evaluates_each_config_once(sampler: str, monkeypatch: pytest.M
 
 def test_the_same_seed_gives_the_same_search() -> None:
     made = recording(noise=0.02)
-    one, two, other = (search(made, "surrogate", 24, seed, batch=4, judged_at=(8, 24)) for seed in (1, 1, 2))
-    assert {count: regrets.tolist() for count, regrets in one.items()} == {
-        count: regrets.tolist() for count, regrets in two.items()
-    }
-    assert any(one[count].tolist() != other[count].tolist() for count in (8, 24))
+    one, two, *others = (
+        search(made, "surrogate", 24, seed, under_way=6, judged_at=(4, 8, 24)) for seed in (1, 1, 2, 3)
+    )
+    regrets = [np.array(list(judged.values())).tolist() for judged in (one, two, *others)]
+    assert regrets[0] == regrets[1] not in regrets[2:]
 
 
 def test_the_default_sampler_beats_random_draws() -> None:
     made = recording(noise=0.01)
     regrets = {
-        sampler: np.mean([search(made, sampler, budget(300), seed, batch=4)[budget(300)] for seed in range(6)])
+        sampler: np.mean([search(made, sampler, budget(300), seed, under_way=6)[budget(300)] for seed in range(6)])
         for sampler in ("surrogate", "random")
     }
     assert regrets["surrogate"] < 0.015

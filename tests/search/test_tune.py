@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+import random
+from concurrent.futures import Future, wait
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from quiet import Quiet
@@ -17,7 +20,7 @@ from tunegen.search.evaluators import Choice, Evaluator
 from tunegen.search.proposals import Proposer, valid_configs
 from tunegen.search.record import Outcome
 from tunegen.search.storage import open_storage
-from tunegen.search.tune import Plan, Reporter, tune
+from tunegen.search.tune import UNDER_WAY, Plan, Reporter, tune
 from tunegen.targets import get_target
 
 PROBLEM = Problem.of("rmsnorm_mxfp4_quant", {"hidden_size": 512})
@@ -103,6 +106,46 @@ def test_the_same_seed_gives_the_same_entry(tmp_path: Path) -> None:
     one = run(Formula(), f"sqlite:///{tmp_path}/a.sqlite3", 48, seed=3)
     two = run(Formula(), f"sqlite:///{tmp_path}/b.sqlite3", 48, seed=3)
     assert one == two
+
+
+class Shuffled(Formula):
+    """Answers one of the configs under way at a time, drawn at random."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.random = random.Random(seed)
+        self.answered: list[str] = []
+        self.waiting: list[tuple[Future[Outcome], Outcome]] = []
+
+    def submit(self, problem: Problem, config: Config) -> Future[Outcome]:
+        future: Future[Outcome] = Future()
+        self.waiting.append((future, self.evaluate(problem, config)))
+        return future
+
+    def answer(self) -> SimpleNamespace:
+        """In the place of waiting for a future."""
+        assert len(self.waiting) <= UNDER_WAY
+        future, outcome = self.waiting.pop(self.random.randrange(len(self.waiting)))
+        self.answered.append(config_key(outcome.config))
+        future.set_result(outcome)
+        return SimpleNamespace(done={future})
+
+
+def test_results_in_any_order_give_the_same_proposals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    for seed in (1, 2):
+        evaluator = Shuffled(seed)
+
+        def waiting(futures: list[Any], *given: Any, evaluator: Shuffled = evaluator) -> Any:
+            return evaluator.answer() if evaluator.waiting else wait(futures, *given)
+
+        monkeypatch.setattr("tunegen.search.tune.wait", waiting)
+        run(evaluator, f"sqlite:///{tmp_path}/{seed}.sqlite3", 40)
+        runs.append(evaluator)
+    one, two = runs
+    assert len(one.evaluated) == 40
+    assert one.answered != one.evaluated != two.answered != one.answered
+    assert one.evaluated == two.evaluated
 
 
 def test_failures_cost_their_trial_alone(tmp_path: Path) -> None:

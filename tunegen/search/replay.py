@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import lzma
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,7 +264,7 @@ def search(
     sampler: str,
     evaluations: int,
     seed: int,
-    batch: int,
+    under_way: int,
     warm: Sequence[Config] = (),
     judged_at: Sequence[int] = (),
 ) -> dict[int, Array]:
@@ -274,7 +275,8 @@ def search(
         sampler: Name of one of `tunegen.search.proposals.SAMPLERS`.
         evaluations: Budget: distinct configs, failing ones too.
         seed: Of the sampler and of the noise.
-        batch: Configs that are asked for before the results of any of them are known.
+        under_way: Configs that are asked for before the result of the first of them is known; after each result
+            another one is.
         warm: Configs evaluated before any is proposed; those that the space does not have are left out.
         judged_at: Numbers of evaluations; default: the budget.
 
@@ -285,32 +287,24 @@ def search(
     groups = len(token_groups(recorded.tokens, sampler))
     proposer = Proposer(recorded.problem, recorded.target, groups, seed, sampler, recorded.configs, recorded.knobs)
     judged_at = judged_at or (evaluations,)
-    waiting = [recorded.default, *(c for c in warm if config_key(c) in recorded.index and c != recorded.default)]
+    waiting = deque(c for c in warm if config_key(c) in recorded.index and c != recorded.default)
+    asked = deque([recorded.default])
     seen: dict[int, dict[int, float]] = {}
     count = 0
     judged: dict[int, Array] = {}
-    while count < evaluations:
-        asked: list[Config] = []
-        while len(asked) < min(batch, evaluations - count):
-            if waiting:
-                config = waiting.pop(0)
-                # Told at once, so that it is not proposed beside it.
-                proposer.reserve(config)
-            elif proposer.exhausted:
-                break
-            else:
-                config = proposer.propose()
+    while asked:
+        config = asked.popleft()
+        index = recorded.index[config_key(config)]
+        times = recorded.first_look(index, generator)
+        if times is not None:
+            seen[index] = times
+        proposer.record(config, None if times is None else objectives(times, seen[0], sampler))
+        count += 1
+        if count in judged_at:
+            winners = recorded.decided(seen, generator)
+            judged[count] = np.array([recorded.regrets(w)[at] for at, w in enumerate(winners)])
+        while len(asked) < min(under_way, evaluations - count) and (waiting or not proposer.exhausted):
+            config = waiting.popleft() if waiting else proposer.propose()
+            proposer.reserve(config)
             asked.append(config)
-        if not asked:
-            break
-        for config in asked:
-            index = recorded.index[config_key(config)]
-            times = recorded.first_look(index, generator)
-            if times is not None:
-                seen[index] = times
-            proposer.record(config, None if times is None else objectives(times, seen[0], sampler))
-            count += 1
-            if count in judged_at:
-                winners = recorded.decided(seen, generator)
-                judged[count] = np.array([recorded.regrets(w)[at] for at, w in enumerate(winners)])
     return judged

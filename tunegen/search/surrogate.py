@@ -68,6 +68,8 @@ class KnobProcess:
         self._raw = torch.cat([torch.full((count[name],), math.log(PRIORS[name][0]), dtype=DOUBLE) for name in PRIORS])
         self._usual = self._raw.clone()
         self._deviations = torch.cat([torch.full((count[name],), PRIORS[name][1], dtype=DOUBLE) for name in PRIORS])
+        # Covariances of a config with the whole space, which stay until the next fit.
+        self._rows: dict[int, torch.Tensor] = {}
 
     def _parts(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of configs with some codes: by knob, how far apart choices are and what a knob alone makes; the product."""
@@ -89,9 +91,22 @@ class KnobProcess:
 
     def _kernel(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """Covariance of configs with the codes ``left`` and ``right``, over the output scale."""
-        _, each, together = self._parts(left, right)
-        covariance: torch.Tensor = torch.tensordot(self._alone, each, dims=1) + together
+        knobs = self._codes.shape[1]
+        step, other = self._raw[: 2 * knobs].exp().view(2, knobs, 1, 1)
+        choices = torch.arange(int(self._codes.max()) + 1)
+        apart = (choices[:, None] - choices).abs()
+        # A table of choice by choice for each knob: there are few choices, and many configs.
+        tables = torch.exp(-step * apart - other * (apart > 0))
+        each = tables[torch.arange(knobs)[:, None, None], left.T.long()[:, :, None], right.T.long()[:, None, :]]
+        covariance: torch.Tensor = torch.tensordot(self._alone, each, dims=1) + each.prod(0)
         return covariance
+
+    def _with_all(self, at: Sequence[int]) -> torch.Tensor:
+        """Covariances of the configs of index ``at`` with every config of the space, over the output scale."""
+        new = [index for index in at if index not in self._rows]
+        if new:
+            self._rows.update(zip(new, self._kernel(self._codes[new], self._codes), strict=True))
+        return torch.stack([self._rows[index] for index in at])
 
     def covariance(self, at: torch.Tensor) -> torch.Tensor:
         """Of values measured of the configs of index ``at``, noise included, over the output scale."""
@@ -144,20 +159,20 @@ class KnobProcess:
             second = 0.99 * second + 0.01 * gradient**2
             move = (first / (1 - 0.9**step)) / (torch.sqrt(second / (1 - 0.99**step)) + 1e-9)
             self._raw = (self._raw - FIT_RATE * move).clamp(*BOUNDS)
+        self._rows = {}
 
     def condition(self, at: torch.Tensor, values: torch.Tensor) -> None:
         """Takes in values; `means` and `variances` of the whole space are then up to date."""
-        codes = self._codes[at]
         factor = torch.linalg.cholesky(self.covariance(at))
         means, self.scales, white = self._solve(factor, values)
         # Rows: what each tried config explains of every config's variance.
-        self._explained = torch.linalg.solve_triangular(factor, self._kernel(codes, self._codes), upper=False)
+        self._explained = torch.linalg.solve_triangular(factor, self._with_all(at.tolist()), upper=False)
         self.means = means + self._explained.T @ white
         self.variances = 1 + self._alone.sum() - (self._explained**2).sum(0)
 
     def believe(self, index: int) -> None:
         """Takes in that a config takes what is expected: means stay, variances fall."""
-        row = self._kernel(self._codes[index : index + 1], self._codes)[0]
+        row = self._with_all([index])[0]
         row = row - self._explained[:, index] @ self._explained
         row = row / torch.sqrt(self.variances[index].clamp(min=1e-12) + self.noise)
         self._explained = torch.cat([self._explained, row[None]])

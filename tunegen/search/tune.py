@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import optuna
@@ -25,9 +26,9 @@ from tunegen.search.warm import warm_start
 
 DEFAULT_TOKENS = tuple(1 << exponent for exponent in range(15))
 DTYPE = "bfloat16"
-# Configs proposed at a time: they compile while those of other problems are timed. More of them keep more compilers
-# busy, and are proposed knowing less: docs/search.md has what that costs.
-BATCH = 4
+# Configs of a problem under way at a time: they compile while others are timed. More of them keep more compilers busy,
+# and are proposed knowing less: docs/search.md has what that costs.
+UNDER_WAY = 6
 # Problems that are under way at once on each GPU, for the same reason.
 PROBLEMS_AHEAD = 4
 # An objective that falls by less has not improved.
@@ -76,7 +77,11 @@ class Plan:
 
 
 class _Search:
-    """The search on one problem, a batch at a time."""
+    """The search on one problem.
+
+    The proposer hears of results in the order of its proposals, and proposes another config after each: it knows the
+    same at each proposal however long the configs took, and so proposes the same.
+    """
 
     def __init__(
         self,
@@ -100,8 +105,9 @@ class _Search:
         self.outcomes: dict[str, Outcome] = {}
         # What the proposer was told, in that order: the objectives of each config.
         self.told: dict[str, list[float] | None] = {}
-        self.batch: list[Config] = []
-        self.pending: dict[Future[Outcome], Config] = {}
+        # Proposed, claimed here and not told yet, in that order; and what is being evaluated.
+        self.under_way: deque[Config] = deque()
+        self.pending: dict[Future[tuple[Outcome, bool]], Config] = {}
         self.others: set[str] = set()
         self.resume_at = 0.0
         recorded = self.record.load()
@@ -113,12 +119,14 @@ class _Search:
         self.queue = deque(usable[: max(plan.trials // 3, 1)])
 
     def _learn(self, outcomes: list[Outcome]) -> None:
-        """Takes in what was recorded earlier or by another tuner."""
-        for outcome in outcomes:
+        """Takes in what was recorded earlier or by another tuner; what is under way here comes in its turn."""
+        mine = [*self.under_way, *self.pending.values()]
+        foreign = [outcome for outcome in outcomes if outcome.config not in mine]
+        for outcome in foreign:
             if config_key(outcome.config) not in self.outcomes:
                 self._keep(outcome)
                 self.evaluator.recall(self.problem, outcome)
-        self._tell([outcome.config for outcome in outcomes])
+        self._tell([outcome.config for outcome in foreign])
 
     def _keep(self, outcome: Outcome) -> None:
         self.outcomes[config_key(outcome.config)] = outcome
@@ -150,55 +158,94 @@ class _Search:
         return self.plan.patience is not None and _since_improvement(list(self.told.values())) >= self.plan.patience
 
     def advance(self) -> bool:
-        """Begins the next batch; False if there is none, now or, when `others` is empty, at all."""
+        """Begins what there is room for; False if nothing is under way any more, here or with another tuner."""
+        if config_key(self.default) not in self.outcomes:
+            # Whatever it is compared with, the default comes first.
+            if not self.pending:
+                self._begin_default()
+        else:
+            while self._begin() or self._tell_oldest():
+                pass
+        if self.pending:
+            return True
+        # A default that another tuner has just finished is still to be read.
+        self.others = self.record.others() | ({config_key(self.default)} - set(self.outcomes))
+        self.resume_at = time.monotonic() + OTHERS_SECONDS
+        return bool(self.others)
+
+    def _begin_default(self) -> None:
+        self._learn_from_others()
+        key = config_key(self.default)
+        if key not in self.outcomes and key not in self.others:
+            self._submit(self.record.claim([self.default], self.plan.trials))
+
+    def _learn_from_others(self) -> None:
         self._learn(self.record.load())
         self.others = self.record.others() - set(self.outcomes)
-        key = config_key(self.default)
-        if key not in self.outcomes:
-            # Whatever it is compared with, the default comes first.
-            self.batch = [] if key in self.others else self.record.claim([self.default], self.plan.trials)
-        else:
-            self.batch = self._next_batch()
-        if not self.batch:
-            # A default that another tuner has just finished is still to be read.
-            self.others = self.record.others() | ({key} - set(self.outcomes))
-            self.resume_at = time.monotonic() + OTHERS_SECONDS
-        self.pending = {self.evaluator.submit(self.problem, config): config for config in self.batch}
-        return bool(self.batch)
 
-    def _next_batch(self) -> list[Config]:
-        batch: list[Config] = []
+    def _tell_oldest(self) -> bool:
+        """Tells the proposer what became of the oldest config under way; False if that is not known yet."""
+        if not self.under_way or config_key(self.under_way[0]) not in self.outcomes:
+            return False
+        self._tell([self.under_way.popleft()])
+        return True
+
+    def _begin(self) -> bool:
+        """Proposes and claims as many configs as there is room for; False if none."""
+        if len(self.under_way) >= UNDER_WAY or self.spent:
+            return False
+        self._learn_from_others()
         while not self.spent:
             for key in self.others:
                 self.proposer.exclude(key)
-            room = min(BATCH - len(batch), self.plan.trials - len(self.outcomes) - len(self.others) - len(batch))
+            left = self.plan.trials - len(self.outcomes) - len(self.others) - len(self.pending)
             proposed: list[Config] = []
-            while len(proposed) < room and (self.queue or not self.proposer.exhausted):
+            while len(proposed) < min(UNDER_WAY - len(self.under_way), left):
+                if not self.queue and self.proposer.exhausted:
+                    break
                 config = self.queue.popleft() if self.queue else self.proposer.propose()
                 key = config_key(config)
-                if key not in self.outcomes and key not in self.others and config not in proposed + batch:
+                if key not in self.outcomes and key not in self.others and config not in [*proposed, *self.under_way]:
                     proposed.append(config)
                     self.proposer.reserve(config)
             if not proposed:
-                break
+                return False
             won = self.record.claim(proposed, self.plan.trials)
-            batch += won
-            if len(won) < len(proposed):
-                # Another tuner was first to claim some.
-                self._learn(self.record.load())
-                self.others = self.record.others() - set(self.outcomes)
-        return batch
+            self.under_way.extend(won)
+            self._submit(won)
+            if won:
+                return True
+            # Another tuner was first to claim them.
+            self._learn_from_others()
+        return False
 
-    def take(self, future: Future[Outcome]) -> None:
-        """Records what became of a config at once; the proposer hears of it when the batch is complete."""
-        config = self.pending.pop(future)
-        outcome = future.result()
-        is_default = config_key(config) == config_key(self.default)
-        values = [1.0] * len(token_groups(self.plan.tokens)) if is_default else self._values(outcome)
-        if self.record.finish(outcome, None if outcome.failure else values):
+    def _submit(self, configs: list[Config]) -> None:
+        for config in configs:
+            recorded: Future[tuple[Outcome, bool]] = Future()
+            self.pending[recorded] = config
+            self.evaluator.submit(self.problem, config).add_done_callback(partial(self._record, recorded))
+
+    def _record(self, recorded: Future[tuple[Outcome, bool]], evaluated: Future[Outcome]) -> None:
+        """Records what became of a config, in the thread of the worker that has it: that begins nothing else before."""
+        try:
+            outcome = evaluated.result()
+            values = self._values(outcome)
+            if config_key(outcome.config) == config_key(self.default) and not outcome.failure:
+                values = [1.0] * len(token_groups(self.plan.tokens))
+            recorded.set_result((outcome, self.record.finish(outcome, values)))
+        except BaseException as error:  # the main thread's to handle
+            recorded.set_exception(error)
+
+    def take(self, recorded: Future[tuple[Outcome, bool]]) -> None:
+        """Takes in what became of a config; the proposer hears of it in its turn."""
+        config = self.pending.pop(recorded)
+        outcome, ours = recorded.result()
+        if ours:
             self._keep(outcome)
-        if not self.pending:
-            self._tell(self.batch)
+        elif config in self.under_way:
+            self.under_way.remove(config)  # it is another tuner's now
+        if config == self.default:
+            self._tell([config])
 
     def decide(self) -> TunedEntry:
         """The winners."""
@@ -280,7 +327,7 @@ def tune(
                     warm = warm_start(problem, known, evaluator.device)
                     searches.append(_Search(problem, evaluator, plan, storage, heart, warm, reporter))
                 for search in list(searches):
-                    if search.pending or time.monotonic() < search.resume_at or search.advance() or search.others:
+                    if time.monotonic() < search.resume_at or search.advance():
                         continue
                     searches.remove(search)
                     deciding[threads.submit(search.decide)] = search
