@@ -43,7 +43,7 @@ def test_an_entry_has_the_search_that_it_came_from() -> None:
 
 
 def test_importance_finds_the_knob_that_was_planted() -> None:
-    (subject,) = gather([MEASURED], [search_of(MEASURED, configs=120)], [])
+    (subject,) = gather([MEASURED], [search_of(MEASURED, configs=240)], [])
     assert subject.search is not None
     shares = importances(subject.search, subject.search.tokens)
     (first, share), (_, second), *_ = shares.items()

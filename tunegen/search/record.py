@@ -180,15 +180,26 @@ class Record:
 
     def load(self) -> list[Outcome]:
         """Everything recorded so far, by anyone, in the order of the claims."""
-        return _with_condemned(finished(self._trials()), self._study.user_attrs)
-
-    def _trials(self) -> list[FrozenTrial]:
-        return self._storage.get_all_trials(self._id, deepcopy=False)
+        return self.look()[0]
 
     def others(self) -> set[str]:
         """Configs that other tuners, all of them alive, have claimed and not finished."""
+        return self.look()[1]
+
+    def look(self) -> tuple[list[Outcome], set[str]]:
+        """Both at one moment: what is in neither is nobody's."""
+        trials, foreign = self._trials()
+        return _with_condemned(finished(trials), self._study.user_attrs), self._alive(foreign)
+
+    def _trials(self) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
+        """All, and those under way elsewhere."""
+        # Asked first: what a worker's thread finishes in the meantime is still known as this process's.
         mine = set(self._claims.values())
-        foreign = [t for t in self._trials() if t.state == TrialState.RUNNING and t._trial_id not in mine]
+        trials = self._storage.get_all_trials(self._id, deepcopy=False)
+        return trials, [t for t in trials if t.state == TrialState.RUNNING and t._trial_id not in mine]
+
+    def _alive(self, foreign: list[FrozenTrial]) -> set[str]:
+        """Configs of trials under way elsewhere; those of tuners that are dead or silent are given up."""
         if not foreign:
             return set()
         with warnings.catch_warnings():
@@ -228,9 +239,12 @@ class Record:
             self._heart.add(identity)
         # Whoever claimed one of them before has been written by now: numbers are handed out in turn. The dead are
         # given up first; then one look at all trials decides, as from one look to the next a claim may be finished.
-        self.others()
+        trials, foreign = self._trials()
+        if foreign:
+            self._alive(foreign)
+            trials, _ = self._trials()
         holders: dict[str, int] = {}
-        for trial in self._trials():
+        for trial in trials:
             if "outcome" in trial.user_attrs if trial.state.is_finished() else "config" in trial.user_attrs:
                 holders.setdefault(config_key(trial.user_attrs["config"]), trial._trial_id)
         first = dict(list(holders.items())[:most])

@@ -180,8 +180,9 @@ class _Search:
             self._submit(self.record.claim([self.default], self.plan.trials))
 
     def _learn_from_others(self) -> None:
-        self._learn(self.record.load())
-        self.others = self.record.others() - set(self.outcomes)
+        recorded, others = self.record.look()
+        self._learn(recorded)
+        self.others = others - set(self.outcomes)
 
     def _tell_oldest(self) -> bool:
         """Tells the proposer what became of the oldest config under way; False if that is not known yet."""
