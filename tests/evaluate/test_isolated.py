@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -91,6 +92,19 @@ def test_a_worker_that_cannot_be_set_up_is_no_fault_of_a_task() -> None:
         pytest.raises(WorkerStartError, match="RuntimeError: no such device"),
     ):
         pool.submit(tasks.own_pid).result()
+
+
+def test_processes_are_started_before_there_is_a_task() -> None:
+    with IsolatedPool(2, TimeLimit(5, 5)) as pool:
+        before = set(multiprocessing.active_children())
+        pool.start()
+        end = time.monotonic() + 60
+        while len(started := set(multiprocessing.active_children()) - before) < 2:
+            assert time.monotonic() < end, "they are not started"
+            time.sleep(0.01)
+        pool.start()
+        assert pool.submit(tasks.own_pid).result() in {process.pid for process in started}
+        assert set(multiprocessing.active_children()) - before == started
 
 
 def test_the_limit_follows_what_tasks_take() -> None:

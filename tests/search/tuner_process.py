@@ -43,6 +43,7 @@ class Worker(Evaluator):
         super().__init__(TARGET, DeviceKey("sm90", 132, 79), list(TOKENS), workers=1)
         self.notes, self.name, self.seconds = folder, name, seconds
         self.pool = IsolatedPool(1, TimeLimit(60, 60))
+        self.pool.start()
 
     def close(self) -> None:
         self.pool.close()

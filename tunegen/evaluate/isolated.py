@@ -200,8 +200,8 @@ class _Worker:
 class IsolatedPool:
     """A pool of processes whose tasks fail alone; a context manager.
 
-    Processes start with the first tasks and are replaced when they end. A task whose process was killed from outside
-    is run once more.
+    Processes start with the first tasks, or with `start`, and are replaced when they end. A task whose process was
+    killed from outside is run once more.
 
     Args:
         workers: Number of processes.
@@ -234,6 +234,12 @@ class IsolatedPool:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def start(self) -> None:
+        """Starts those processes that have not been started: they take seconds until they can take a task."""
+        starting = TimeLimit(START_SECONDS, START_SECONDS)
+        for _ in range(self._workers - len(self._threads)):
+            self.submit(_nothing, limit=starting)
 
     def submit(
         self, function: Callable[..., Result], *args: Any, limit: TimeLimit | None = None, urgent: bool = False

@@ -153,25 +153,33 @@ class _Search:
         """True if no further config is to be begun."""
         if len(self.outcomes) + len(self.others) >= self.plan.trials:
             return True
-        if self.plan.deadline is not None and time.monotonic() > self.plan.deadline and self.outcomes:
-            return True
-        return self.plan.patience is not None and _since_improvement(list(self.told.values())) >= self.plan.patience
+        return self.late or (
+            self.plan.patience is not None and _since_improvement(list(self.told.values())) >= self.plan.patience
+        )
+
+    @property
+    def late(self) -> bool:
+        """True if the time for new configs is over."""
+        return self.plan.deadline is not None and time.monotonic() > self.plan.deadline
 
     def advance(self) -> bool:
         """Begins what there is room for; False if nothing is under way any more, here or with another tuner."""
-        if config_key(self.default) not in self.outcomes:
+        default = config_key(self.default)
+        if default not in self.outcomes and not self.pending:
             # Whatever it is compared with, the default comes first.
-            if not self.pending:
-                self._begin_default()
-        else:
+            self._begin_default()
+        if default in self.outcomes:
             while self._begin() or self._tell_oldest():
                 pass
         if self.pending:
             return True
-        # A default that another tuner has just finished is still to be read.
-        self.others = self.record.others() | ({config_key(self.default)} - set(self.outcomes))
+        waited_for = self.others
+        self._learn_from_others()
         self.resume_at = time.monotonic() + OTHERS_SECONDS
-        return bool(self.others)
+        if default not in self.outcomes:
+            return True
+        # What others had under way at the last look is known now, or given up: there may be room again.
+        return bool(self.others or waited_for) and not self.late
 
     def _begin_default(self) -> None:
         self._learn_from_others()

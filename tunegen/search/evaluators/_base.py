@@ -105,6 +105,7 @@ class Evaluator(ABC):
     def compile(self, rendered: Rendered) -> Future[Compilation]:
         """Sends a source off to be compiled, unless it was sent before."""
         if rendered.digest not in self._compilations:
+            self._compilers.start()
             predicted = tuple(self.tokens) if self.evidence == "predicted" else ()
             future = self._compilers.submit(compile_task, rendered, self.folder, predicted)
             self._compilations[rendered.digest] = future

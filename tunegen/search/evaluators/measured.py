@@ -106,6 +106,7 @@ class MeasuredEvaluator(Evaluator):
 
     def submit(self, problem: Problem, config: Config) -> Future[Outcome]:
         gpu = self._gpu(problem)
+        gpu.start()  # while the kernel compiles
         result: Future[Outcome] = Future()
         rendered = self.render(problem, config)
 
