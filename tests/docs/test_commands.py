@@ -49,7 +49,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     # Run up to what they say where there is no GPU, or no such server.
     "refused": (r"tunegen bench .*", r"tunegen tune .*(--devices|postgresql:).*"),
     "refused script": (
-        r"python benchmarks/(f2_table|f3_table|forms_table|counters|record_space|host_cost)\.py.*",
+        r"python benchmarks/(f2_table|f3_table|forms_table|counters|dependent_launch|record_space|host_cost)\.py.*",
         r"python examples/decoder_layer\.py .*",
     ),
     # Run one after another in one folder, what each takes made by those before it.
