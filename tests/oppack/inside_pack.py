@@ -347,6 +347,32 @@ def check_warmup_on_cpu_does_nothing() -> None:
     assert tunegen_ops.warmup(device="cpu").kernels == 0
 
 
+def check_warmup_refuses_what_the_pack_lacks() -> None:
+    import tunegen_ops
+    from tunegen_ops.runtime.api import PackNameError
+
+    for chosen, hint in (
+        ({"ops": "rmsnorm_mxfp4_qant"}, "Did you mean 'rmsnorm_mxfp4_quant'?"),
+        ({"ops": ["silu_mul_mxfp4_quant"]}, "no op 'silu_mul_mxfp4_quant', but 'dynamic_mxfp4_quant', 'rmsnorm_"),
+        ({"hiden_size": 512}, "Did you mean 'hidden_size'?"),
+        ({"hidden_size": (512, 544)}, "no hidden_size 544, but 96, 512."),
+        ({"num_heads": 4, "ops": "rmsnorm_mxfp4_quant"}, "no op 'rmsnorm_mxfp4_quant'"),
+        ({"variants": ["none", "act"]}, "no variant 'act', but 'none'"),
+        (
+            {"variants": "sum_output", "ops": "rmsnorm_mxfp4_quant"},
+            "no op 'rmsnorm_mxfp4_quant', but 'rmsnorm_add_mxfp4",
+        ),
+    ):
+        try:
+            tunegen_ops.warmup(device="cpu", **chosen)
+        except PackNameError as error:
+            assert hint in str(error), error
+        else:
+            raise AssertionError(hint)
+    chosen = {"ops": "rmsnorm_mxfp4_quant", "variants": ("none", "norm_output"), "hidden_size": (96, 512)}
+    assert tunegen_ops.warmup(device="cpu", **chosen).kernels == 0
+
+
 def check_importing_again_changes_nothing() -> None:
     import tunegen_ops
 

@@ -25,7 +25,7 @@ from tunegen.runtime.families.recipe import RECIPES
 from tunegen.runtime.forms import is_aligned
 from tunegen.runtime.manifest import Entry, read_manifest
 from tunegen.runtime.table import Table
-from tunegen.runtime.warmup import LARGE, LARGEST_EXAMPLE, _jobs, _misaligned, _usual
+from tunegen.runtime.warmup import LARGE, LARGEST_EXAMPLE, Wanted, _jobs, _misaligned, _usual
 from tunegen.targets import get_target
 
 CPU = torch.device("cpu")
@@ -197,7 +197,7 @@ class Packed:
 
     def warmed(self, dtypes: tuple[torch.dtype, ...] | None, everything: bool) -> set[Key]:
         keys: set[Key] = set()
-        for job in _jobs(self.root, self.table, self.device, CPU, dtypes, everything, self.large):
+        for job in _jobs(self.root, self.table, self.device, CPU, dtypes, everything, Wanted(), self.large):
 
             def took(key: tuple[Any, ...], name: str = job.path.name, aligned: bool = job.aligned) -> None:
                 keys.add((name, aligned, key))

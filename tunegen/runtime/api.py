@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 from bisect import bisect_left
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from .families import OPS, Op, OpInputError, Shape
 from .manifest import Bucket, Entry, read_manifest
 from .registration import register
 from .table import Table, shape_text
-from .warmup import WarmUp, warm_up
+from .warmup import Wanted, WarmUp, warm_up
 
 Device = torch.device | DeviceKey | str | int | None
 
 
 class PackNameError(ValueError):
-    """A name of an op or of a size that is not among the known ones."""
+    """A name of an op or of a size that is not among the known ones, or that the pack has no kernels of."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,11 @@ def unknown_name(kind: str, got: str, known: Iterable[str]) -> PackNameError:
     near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return PackNameError(f"There is no {kind} '{got}'.{hint} Known: {', '.join(names)}.")
+
+
+def _several(one_or_more: Any) -> list[Any]:
+    """A list of a name or number, or of several."""
+    return [one_or_more] if isinstance(one_or_more, str | int) else list(one_or_more)
 
 
 def _op(name: str) -> Op:
@@ -216,6 +221,9 @@ class Pack:
         dtypes: tuple[torch.dtype, ...] | None = None,
         everything: bool = False,
         verbose: bool = False,
+        ops: str | Iterable[str] = (),
+        variants: str | Iterable[str] = (),
+        **sizes: int | Iterable[int],
     ) -> WarmUp:
         """Compiles and loads the kernels that calls on a device ask for, in parallel.
 
@@ -232,6 +240,46 @@ class Pack:
             dtypes: Activation dtypes that calls will have. Default: the one each entry was tuned with.
             everything: Also what is left out above. Takes several times as long.
             verbose: Print what is done.
+            ops: Only these ops.
+            variants: Only these variants, such as ``("norm_output", "act,fp8")``.
+            sizes: Only shapes with these sizes, each one or several, such as ``hidden_size=(7168, 512)``; an op
+                that has none of them is left out.
+
+        Raises:
+            PackNameError: There is no such op or size, or the pack has no kernels of what is asked for.
         """
+        wanted = self._wanted(_several(ops), _several(variants), {name: _several(size) for name, size in sizes.items()})
         index = _index(device)
-        return WarmUp(0, 0.0) if index is None else warm_up(self.root, self.table, index, dtypes, everything, verbose)
+        if index is None:
+            return WarmUp(0, 0.0)
+        return warm_up(self.root, self.table, index, dtypes, everything, verbose, wanted)
+
+    def _wanted(self, ops: list[str], variants: list[str], sizes: dict[str, list[int]]) -> Wanted:
+        """What to warm up; raises PackNameError unless the pack has kernels, for some device, of each that is named."""
+        known = dict.fromkeys(name for op in OPS.values() for name in op.sizes)
+        for op in ops:
+            _op(op)
+        for name in sizes:
+            if name not in known:
+                raise unknown_name("size", name, known)
+        wanted = Wanted(ops, variants, sizes)
+        self._require("op", ops, replace(wanted, ops=()))
+        self._require("variant", variants, replace(wanted, variants=()))
+        for name, values in sizes.items():
+            self._require(name, values, replace(wanted, sizes={}))
+        return wanted
+
+    def _require(self, kind: str, names: Sequence[str | int], others: Wanted) -> None:
+        """Raises PackNameError for one of the names that no kernel has, of those that else are asked for."""
+        there: list[str | int] = []
+        for entry in self.manifest.entries:
+            variants = others.of(entry, everything=True)
+            if variants:
+                there += {"op": [entry.op], "variant": variants}.get(kind) or [entry.shape.get(kind, 0)]
+        missing = [name for name in names if name not in there]
+        if missing:
+            has = ", ".join(repr(name) for name in dict.fromkeys(there) if name) or "nothing"
+            raise PackNameError(
+                f"warmup takes what the pack has kernels of; with what else is asked for, it has no {kind}"
+                f" {missing[0]!r}, but {has}."
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from .device import DeviceKey
@@ -31,6 +32,16 @@ class Match:
 def shape_text(shape: Shape) -> str:
     """A shape for people: ``"hidden_size 7168"``."""
     return ", ".join(f"{name} {size}" for name, size in shape.items())
+
+
+def has_sizes(shape: Shape, sizes: Mapping[str, Collection[int]]) -> bool:
+    """True if a shape has one of the sizes at least, and none with a value that is not among those given.
+
+    So 7168 of ``hidden_size`` with 16 of ``num_heads`` are the norms of that width and the ops of so many heads.
+    Without sizes every shape is meant.
+    """
+    common = shape.keys() & sizes.keys()
+    return not sizes or (bool(common) and all(shape[name] in sizes[name] for name in common))
 
 
 def _tune_command(op: str, shape: Shape) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from .device import DeviceKey, device_key
 from .families import OPS, Op
 from .forms import ALIGNMENT, LARGE, load_form
 from .manifest import Entry
-from .table import Table
+from .table import Table, has_sizes
 
 # Bytes that an example's cache may take: two pages of the widest rows.
 LARGEST_EXAMPLE = 2**26
@@ -36,6 +36,29 @@ class WarmUp:
 
     def __str__(self) -> str:
         return f"{self.kernels} kernels ready after {self.seconds:.1f} s"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which kernels to warm up.
+
+    Attributes:
+        ops: Of these ops; empty: of all.
+        variants: Of these variants; empty: of those that calls mostly have, or of all if everything is asked for.
+        sizes: Of shapes with these sizes, as in `tunegen.runtime.table.has_sizes`.
+    """
+
+    ops: Collection[str] = ()
+    variants: Collection[str] = ()
+    sizes: Mapping[str, Collection[int]] = field(default_factory=dict)
+
+    def of(self, entry: Entry, everything: bool) -> list[str]:
+        """The variants of an entry that are meant; none if it is not."""
+        if (self.ops and entry.op not in self.ops) or not has_sizes(entry.shape, self.sizes):
+            return []
+        if self.variants:
+            return [variant for variant in entry.variants if variant in self.variants]
+        return [variant for variant in entry.variants if everything or _usual(entry, variant)]
 
 
 @dataclass(frozen=True)
@@ -113,15 +136,14 @@ def _jobs(
     device: torch.device,
     dtypes: tuple[torch.dtype, ...] | None,
     everything: bool,
+    wanted: Wanted,
     large: torch.Tensor | None,
 ) -> Iterator[_Job]:
     """What to compile for the device of a key, with arguments on ``device``; ``large`` as of `Op.specialisations`."""
     generator = torch.Generator(device).manual_seed(0)
     for op in OPS.values():
         for entry in table.entries(op.name, key):
-            for variant in entry.variants:
-                if not (everything or _usual(entry, variant)):
-                    continue
+            for variant in wanted.of(entry, everything):
                 calls: list[tuple[Any, ...]] = []
                 for dtype in dtypes or (getattr(torch, entry.dtype),):
                     args = op.inputs(entry.shape, 1, dtype, device, generator, variant)
@@ -141,6 +163,7 @@ def warm_up(
     dtypes: tuple[torch.dtype, ...] | None = None,
     everything: bool = False,
     verbose: bool = False,
+    wanted: Wanted = Wanted(),
 ) -> WarmUp:
     """Compiles in parallel, then launches each kernel once, which loads it.
 
@@ -151,13 +174,14 @@ def warm_up(
         dtypes: Activation dtypes that calls will have. Default: the one that each entry was tuned with.
         everything: All variants and `Op.specialisations`; else those that `Pack.warmup` lists.
         verbose: Print what is done.
+        wanted: Which kernels.
     """
     start = time.perf_counter()
     compiled: dict[int, Any] = {}
     key, device = device_key(index), torch.device("cuda", index)
     with torch.cuda.device(index):
         large = torch.empty(LARGE + LARGEST_EXAMPLE, dtype=torch.uint8, device=device) if torch.version.hip else None
-        jobs = list(_jobs(root, table, key, device, dtypes, everything, large))
+        jobs = list(_jobs(root, table, key, device, dtypes, everything, wanted, large))
 
     def compile_job(job: _Job) -> None:
         with torch.cuda.device(index):
