@@ -191,6 +191,8 @@ def test_render() -> None:
         (("show", "--failures", "--storage", "sqlite:///NOWHERE"), "There is no storage sqlite:///"),
         (("emit", "--out", "OUT", "--configs", "NOWHERE"), "no tuned_configs folder"),
         (("emit", "--out", "OUT", "--name", "not-a-name"), "not-a-name"),
+        (("emit", "--out", "OUT", "--hidden-size", "7136"), "no entry of these ops and shapes"),
+        (("emit", "--out", "OUT", "--model", "deepseek"), "Did you mean 'deepseek-"),
         (("verify", "--pack", "no_such_pack"), "no package 'no_such_pack'"),
         (("verify", "--pack", "json"), "is not a pack that tunegen emitted"),
         (("verify", "--target", "gfx94"), "Did you mean 'gfx942'"),

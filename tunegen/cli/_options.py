@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -50,25 +50,55 @@ SIZE_HELP = {
 }
 
 
-def size_options(function: Function) -> Function:
+def size_options(function: Function, usual: Mapping[str, int] = USUAL_SIZES) -> Function:
     """An option for each size that ops have; the function gets them by name, as tuples."""
     for name, meaning in reversed(SIZE_HELP.items()):
-        usual = f" Default: {USUAL_SIZES[name]}." if name in USUAL_SIZES else ""
-        help_text = f"{meaning}; may be repeated.{usual}"
+        help_text = f"{meaning}; may be repeated." + (f" Default: {usual[name]}." if name in usual else "")
         function = click.option(f"--{name.replace('_', '-')}", name, type=int, multiple=True, help=help_text)(function)
     return function
 
 
-def shape_options(function: Function) -> Function:
-    """--model, --tp, --op and the sizes: which problems."""
-    function = size_options(function)
-    function = click.option(
-        "--op", "ops", multiple=True, help="An op; may be repeated. Default: those of models; see `tunegen ops`."
-    )(function)
+def _problem_options(function: Function, op_help: str, model_help: str) -> Function:
+    """--model, --tp and --op beside the sizes."""
+    function = click.option("--op", "ops", multiple=True, help=op_help)(function)
     function = click.option(
         "--tp", type=int, default=1, show_default=True, help="Ranks that the model's heads are divided among."
     )(function)
-    return click.option("--model", help="A model preset; see `tunegen models`.")(function)
+    return click.option("--model", help=f"{model_help}; see `tunegen models`.")(function)
+
+
+def shape_options(function: Function) -> Function:
+    """--model, --tp, --op and the sizes: which problems."""
+    ops = "An op; may be repeated. Default: those of models; see `tunegen ops`."
+    return _problem_options(size_options(function), ops, "A model preset")
+
+
+def part_options(function: Function) -> Function:
+    """The same options, to choose among the problems that there are."""
+    every = size_options(function, usual={})
+    return _problem_options(every, "Only this op; may be repeated.", "Only the shapes of this model preset")
+
+
+def part(
+    model: str | None, tp: int, ops: Iterable[str], sizes: Mapping[str, tuple[int, ...]]
+) -> Callable[[Problem], bool]:
+    """Whether `part_options` mean a problem; without any they mean every one."""
+    from tunegen.models import get_model, problems_of
+    from tunegen.ops import OP_NAMES, get_family
+    from tunegen.runtime.table import has_sizes
+
+    asked = [get_family(op) and op for op in ops]
+    given = {name: values for name, values in sizes.items() if values}
+    of_model = problems_of(get_model(model), list(OP_NAMES), tp) if model else []
+    shapes = {(problem.op, problem.shape) for problem in of_model}
+
+    def meant(problem: Problem) -> bool:
+        if asked and problem.op not in asked:
+            return False
+        in_model = (problem.op, problem.shape) in shapes
+        return in_model or (has_sizes(problem.sizes, given) if given else not model)
+
+    return meant
 
 
 def chosen_problems(model: str | None, tp: int, ops: Iterable[str], **sizes: tuple[int, ...]) -> list[Problem]:

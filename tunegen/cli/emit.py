@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from tunegen.cli._options import OUT_HELP, configs_folder
+from tunegen.cli._options import OUT_HELP, configs_folder, part, part_options
+from tunegen.errors import UsageError
 
 
 @click.command()
@@ -15,14 +17,44 @@ from tunegen.cli._options import OUT_HELP, configs_folder
 )
 @click.option("--configs", type=click.Path(path_type=Path, file_okay=False), help=OUT_HELP)
 @click.option("--target", "targets", multiple=True, help="Only this target; may be repeated. Default: all there are.")
+@part_options
 @click.option("--name", default="tunegen_ops", show_default=True, help="Package name, and namespace under torch.ops.")
 @click.option("--wheel", is_flag=True, help="Build a wheel of it too.")
 @click.option("--allow-stale", is_flag=True, help="Take entries made from another version of their template too.")
-def emit(out: Path, configs: Path | None, targets: tuple[str, ...], name: str, wheel: bool, allow_stale: bool) -> None:
-    """Write the tuned kernels as an importable torch op pack."""
-    from tunegen.configs import load_entries
-    from tunegen.oppack.emit import emit_pack
+def emit(
+    out: Path,
+    configs: Path | None,
+    targets: tuple[str, ...],
+    model: str | None,
+    tp: int,
+    ops: tuple[str, ...],
+    name: str,
+    wheel: bool,
+    allow_stale: bool,
+    **sizes: tuple[int, ...],
+) -> None:
+    """Write the tuned kernels as an importable torch op pack.
 
-    entries = load_entries(configs_folder(configs), list(targets) or None)
+    --model, --op and the sizes leave others out: a pack of one model is smaller, and sooner ready.
+    """
+    from tunegen.configs import load_entries
+    from tunegen.models import get_model, problems_of
+    from tunegen.oppack.emit import emit_pack
+    from tunegen.ops import PRESET_OPS
+
+    meant = part(model, tp, ops, sizes)
+    found = load_entries(configs_folder(configs), list(targets) or None)
+    entries = [entry for entry in found if meant(entry.problem)]
+    if found and not entries:
+        raise UsageError(
+            "There is nothing to emit: the tuned configs have no entry of these ops and shapes. `tunegen tune` with the"
+            " same options makes them; `tunegen show` lists what there is."
+        )
+    if model:
+        asked = [op for op in PRESET_OPS if not ops or op in ops]
+        for problem in dict.fromkeys(replace(p, rounding="none") for p in problems_of(get_model(model), asked, tp)):
+            tuned = {e.target for e in entries if (e.op, e.problem.shape) == (problem.op, problem.shape)}
+            for name_of_target in sorted({entry.target for entry in entries} - tuned):
+                click.echo(f"not tuned for {name_of_target}: {problem}; `tunegen tune` does", err=True)
     pack = emit_pack(entries, out, name=name, wheel=wheel, allow_stale=allow_stale)
     click.echo(pack)

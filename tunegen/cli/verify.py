@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from tunegen.cli._options import OUT_HELP, configs_folder, plain_console, size_options
+from tunegen.cli._options import OUT_HELP, configs_folder, part, part_options, plain_console
 from tunegen.errors import UsageError
 
 SHOWN_FAILURES = 5
@@ -21,8 +21,7 @@ SHOWN_FAILURES = 5
 @click.option(
     "--target", "targets", multiple=True, help="Only this target; may be repeated. Default: the GPU here, or all."
 )
-@click.option("--op", "ops", multiple=True, help="Only this op; may be repeated.")
-@size_options
+@part_options
 @click.option(
     "--interpret",
     is_flag=True,
@@ -32,13 +31,15 @@ def verify(
     pack: str | None,
     configs: Path | None,
     targets: tuple[str, ...],
+    model: str | None,
+    tp: int,
     ops: tuple[str, ...],
     interpret: bool,
     **sizes: tuple[int, ...],
 ) -> None:
     """Check kernels against the numerics contract; exit status 1 if anything fails.
 
-    --op and the sizes leave others out.
+    --model, --op and the sizes leave others out.
 
     They run on the GPU here if it is their target. Otherwise those for gfx950 and gfx942 are compiled for it and their
     listings executed on the CPU, functionally and without timing: docs/executor.md says what that proves. Others run in
@@ -50,11 +51,10 @@ def verify(
     from tunegen.configs import load_entries
     from tunegen.evaluate import verify as matrix
     from tunegen.evaluate.executor import WHERE as EXECUTED
-    from tunegen.ops import Problem, get_family
     from tunegen.targets import get_target, present_device
 
     names = [get_target(name).name for name in targets]
-    wanted = [op for op in ops if get_family(op)]
+    meant = part(model, tp, ops, sizes)
     device = present_device()
     if not names and device is not None:
         names = [device.target.name]
@@ -68,13 +68,8 @@ def verify(
         entries = load_entries(folder, names or None)
         subjects = matrix.subjects_of_entries([entry for entry in entries if not entry.stale])
 
-    def asked_for(problem: Problem) -> bool:
-        return (not wanted or problem.op in wanted) and all(
-            problem.sizes.get(name) in values for name, values in sizes.items() if values
-        )
-
     subjects = [
-        subject for subject in subjects if (not names or subject.target.name in names) and asked_for(subject.problem)
+        subject for subject in subjects if (not names or subject.target.name in names) and meant(subject.problem)
     ]
     if not subjects:
         raise UsageError(
@@ -86,7 +81,7 @@ def verify(
         found = matrix.verify_kernels(subjects, device, Path(temporary), interpret)
         if manifest is not None:
             # Last: the kernels compiled side by side, and calls find them in Triton's cache.
-            found = itertools.chain(found, matrix.verify_calls(manifest, device, asked_for))
+            found = itertools.chain(found, matrix.verify_calls(manifest, device, meant))
         for row in found:
             rows.append(row)
             if not console.is_terminal:
