@@ -22,10 +22,12 @@ from tunegen.ops.mla_rope import FUNCTIONAL, INPLACE
 from tunegen.runtime.dispatch import Selector
 from tunegen.runtime.families import OPS, mla_rope
 from tunegen.runtime.families.recipe import RECIPES
-from tunegen.runtime.forms import is_aligned
+from tunegen.runtime.forms import LARGE, is_aligned
 from tunegen.runtime.manifest import Entry, read_manifest
 from tunegen.runtime.table import Table
-from tunegen.runtime.warmup import LARGE, LARGEST_EXAMPLE, Wanted, _jobs, _misaligned, _usual
+from tunegen.runtime.warmup import Wanted
+from tunegen.runtime.warmup.jobs import LARGEST_EXAMPLE, jobs_of, misaligned
+from tunegen.runtime.warmup.wanted import usual
 from tunegen.targets import get_target
 
 CPU = torch.device("cpu")
@@ -122,7 +124,7 @@ def test_misaligned_calls_are_of_the_same_kind(variant: str, num_bytes: int) -> 
     assert {(is_paged(call[6]), is_large(call[6])) for call in calls} == set(itertools.product((False, True), repeat=2))
     for args in calls:
         assert is_aligned(args)
-        moved = _misaligned(args, num_bytes)
+        moved = misaligned(args, num_bytes)
         OPS[FUNCTIONAL].check(*moved)
         assert described(FUNCTIONAL, moved) == described(FUNCTIONAL, args)
         for old, new in zip(args, moved, strict=True):
@@ -143,7 +145,7 @@ def made_up(variant: str) -> Entry:
 
 
 @pytest.mark.parametrize(
-    ("tuned", "usual", "others"),
+    ("tuned", "some", "others"),
     [
         ("none", ("none", "act"), ("none,neox", "act,pe_first")),
         ("act,fp8", ("none,fp8", "act,fp8"), ("none", "act", "act,neox,fp8", "none,pe_first,fp8")),
@@ -152,11 +154,11 @@ def made_up(variant: str) -> Entry:
     ],
 )
 def test_variants_of_other_roundings_alone_are_usual(
-    tuned: str, usual: tuple[str, ...], others: tuple[str, ...]
+    tuned: str, some: tuple[str, ...], others: tuple[str, ...]
 ) -> None:
     entry = made_up(tuned)
-    assert all(_usual(entry, variant) for variant in usual)
-    assert not any(_usual(entry, variant) for variant in others)
+    assert all(usual(entry, variant) for variant in some)
+    assert not any(usual(entry, variant) for variant in others)
 
 
 # --- What Triton tells apart ---
@@ -197,7 +199,7 @@ class Packed:
 
     def warmed(self, dtypes: tuple[torch.dtype, ...] | None, everything: bool) -> set[Key]:
         keys: set[Key] = set()
-        for job in _jobs(self.root, self.table, self.device, CPU, dtypes, everything, Wanted(), self.large):
+        for job in jobs_of(self.root, self.table, self.device, CPU, dtypes, Wanted(everything=everything)):
 
             def took(key: tuple[Any, ...], name: str = job.path.name, aligned: bool = job.aligned) -> None:
                 keys.add((name, aligned, key))
@@ -314,7 +316,7 @@ def test_calls_of_ops_that_take_rows_ask_for_what_was_compiled(op: str, tmp_path
     pack = Packed(emit_pack([entry], tmp_path / "p").package, "sm90")
     for everything in (False, True):
         asked = set()
-        variants = [variant for variant in recipe.variants() if everything or _usual(read_entry(pack), variant)]
+        variants = [variant for variant in recipe.variants() if everything or usual(read_entry(pack), variant)]
         for variant, dtype, tokens in itertools.product(variants, (BFLOAT16, FLOAT16), (1, 5)):
             given = OPS[op].inputs(entry.shape, tokens, dtype, CPU, torch.Generator(), variant)
             for call in OPS[op].specialisations(given, everything):

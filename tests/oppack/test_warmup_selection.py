@@ -13,7 +13,8 @@ from tunegen.ops.mla_rope import INPLACE
 from tunegen.runtime.families import mla_rope
 from tunegen.runtime.manifest import read_manifest
 from tunegen.runtime.table import Table, has_sizes
-from tunegen.runtime.warmup import Wanted, _jobs
+from tunegen.runtime.warmup import Wanted
+from tunegen.runtime.warmup.jobs import jobs_of
 from tunegen.targets import get_target
 
 NORM, ADD = "rmsnorm_mxfp4_quant", "rmsnorm_add_mxfp4_quant"
@@ -48,7 +49,7 @@ def test_what_is_asked_for_is_compiled(name: str, package: Path, monkeypatch: py
     monkeypatch.setattr(mla_rope, "MAX_POSITION", 64)
     manifest, cpu = read_manifest(package), torch.device("cpu")
     wanted, expected = SELECTIONS[name]
-    jobs = list(_jobs(package, Table(manifest), get_target("sm90").device, cpu, None, False, wanted, None))
+    jobs = list(jobs_of(package, Table(manifest), get_target("sm90").device, cpu, None, wanted))
     files = {
         (entry.op, next(iter(entry.shape.values())), variant): {package / b.kernels[variant] for b in entry.buckets}
         for entry in manifest.entries

@@ -248,13 +248,15 @@ class Pack:
         Raises:
             PackNameError: There is no such op or size, or the pack has no kernels of what is asked for.
         """
-        wanted = self._wanted(_several(ops), _several(variants), {name: _several(size) for name, size in sizes.items()})
+        wanted = self._wanted(
+            _several(ops), _several(variants), {name: _several(size) for name, size in sizes.items()}, everything
+        )
         index = _index(device)
         if index is None:
             return WarmUp(0, 0.0)
-        return warm_up(self.root, self.table, index, dtypes, everything, verbose, wanted)
+        return warm_up(self.root, index, dtypes, wanted, verbose)
 
-    def _wanted(self, ops: list[str], variants: list[str], sizes: dict[str, list[int]]) -> Wanted:
+    def _wanted(self, ops: list[str], variants: list[str], sizes: dict[str, list[int]], everything: bool) -> Wanted:
         """What to warm up; raises PackNameError unless the pack has kernels, for some device, of each that is named."""
         known = dict.fromkeys(name for op in OPS.values() for name in op.sizes)
         for op in ops:
@@ -262,18 +264,18 @@ class Pack:
         for name in sizes:
             if name not in known:
                 raise unknown_name("size", name, known)
-        wanted = Wanted(ops, variants, sizes)
+        wanted = Wanted(ops, variants, sizes, everything=True)
         self._require("op", ops, replace(wanted, ops=()))
         self._require("variant", variants, replace(wanted, variants=()))
         for name, values in sizes.items():
             self._require(name, values, replace(wanted, sizes={}))
-        return wanted
+        return replace(wanted, everything=everything)
 
     def _require(self, kind: str, names: Sequence[str | int], others: Wanted) -> None:
         """Raises PackNameError for one of the names that no kernel has, of those that else are asked for."""
         there: list[str | int] = []
         for entry in self.manifest.entries:
-            variants = others.of(entry, everything=True)
+            variants = others.of(entry)
             if variants:
                 there += {"op": [entry.op], "variant": variants}.get(kind) or [entry.shape.get(kind, 0)]
         missing = [name for name in names if name not in there]

@@ -1,0 +1,154 @@
+"""Compiles every kernel that calls on a device could ask for, before the first of them comes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..device import device_key
+from .compilers import CompileOnly, Compiler, Task
+from .jobs import Job
+from .wanted import Wanted
+
+# Threads that compile in this process, whatever else is there: more of them wait for Python's lock.
+OWN_THREADS = 4
+# After so many seconds it is known how fast they are, and if the rest would take them so much longer, processes start:
+# those need 5 to 10 to import torch.
+LOOK_SECONDS = 2.0
+WORTH_SECONDS = 12.0
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What a warm-up did.
+
+    Attributes:
+        kernels: Compiled kernels that are now loaded, from the compiler or from Triton's cache.
+        seconds: What it took.
+    """
+
+    kernels: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.kernels} kernels ready after {self.seconds:.1f} s"
+
+
+class _Schedule:
+    """Has threads compile jobs, most of them by a process each once that is worth while.
+
+    Args:
+        jobs: How many there are.
+        compile_here: Compiles one in this process, or finds it in Triton's cache.
+        start: Starts a process.
+    """
+
+    def __init__(self, jobs: int, compile_here: Callable[[int], None], start: Callable[[], Compiler]) -> None:
+        self._left = deque(range(jobs))
+        self._compile_here, self._start = compile_here, start
+        self._done = 0
+        self._begin = time.monotonic()
+        self._lock = threading.Lock()
+
+    def run(self, threads: int) -> None:
+        """Returns when all are compiled; raises what compiling one raises."""
+        own = min(OWN_THREADS, threads)
+        with ThreadPoolExecutor(threads, thread_name_prefix="tunegen-warmup") as pool:
+            working = [pool.submit(self._work, rank >= own) for rank in range(threads)]
+            with self._ended():
+                for each in working:
+                    each.result()
+
+    @contextlib.contextmanager
+    def _ended(self) -> Iterator[None]:
+        """Where this ends, an error or Ctrl-C included, no further job is begun."""
+        try:
+            yield
+        finally:
+            self._left.clear()
+
+    def _work(self, may_start: bool) -> None:
+        with self._ended(), contextlib.ExitStack() as stack:
+            compiler: Compiler | None = None
+            while (number := self._next()) is not None:
+                if may_start and compiler is None and self._is_slow():
+                    compiler = stack.enter_context(self._start())
+                if compiler is not None and not compiler.compile(number):
+                    warnings.warn(
+                        "A process that compiles kernels has ended before its time; the others go on.", stacklevel=2
+                    )
+                    compiler, may_start = None, False
+                self._compile_here(number)
+                with self._lock:
+                    self._done += 1
+
+    def _next(self) -> int | None:
+        with contextlib.suppress(IndexError):
+            return self._left.popleft()
+        return None
+
+    def _is_slow(self) -> bool:
+        elapsed = time.monotonic() - self._begin
+        return elapsed > LOOK_SECONDS and len(self._left) * elapsed > WORTH_SECONDS * self._done
+
+
+def warm_up(
+    root: Path,
+    index: int,
+    dtypes: tuple[torch.dtype, ...] | None,
+    wanted: Wanted,
+    verbose: bool,
+) -> WarmUp:
+    """Compiles in parallel, then launches each kernel once, which loads it.
+
+    Args:
+        root: The package's folder.
+        index: The CUDA or ROCm device.
+        dtypes: Activation dtypes that calls will have; None: the one that each entry was tuned with.
+        wanted: Which kernels.
+        verbose: Print what is done.
+    """
+    import triton
+
+    start = time.perf_counter()
+    compiled: dict[int, Any] = {}
+    task = Task(root, device_key(index), dtypes, wanted)
+    units = task.key.units
+    with torch.cuda.device(index):
+        target = triton.runtime.driver.active.get_current_target()
+        jobs: Sequence[Job] = task.jobs(torch.device("cuda", index))
+        for job in jobs:
+            job.examples.check()
+
+    def compile_here(number: int) -> None:
+        job = jobs[number]
+        with torch.cuda.device(index):
+            begin = time.perf_counter()
+            job.run(lambda function: CompileOnly(function, lambda kernel: compiled.update({id(kernel): kernel})), units)
+        if verbose:
+            form = "aligned" if job.aligned else "general"
+            print(f"{job.path.relative_to(root)} ({form}): {time.perf_counter() - begin:.2f} s")
+
+    schedule = _Schedule(
+        len(jobs), compile_here, lambda: Compiler(task, (target.backend, target.arch, target.warp_size))
+    )
+    schedule.run(len(os.sched_getaffinity(0)))
+    with torch.cuda.device(index):
+        for job in jobs:
+            job.run(lambda function: function, units)
+        torch.cuda.synchronize(index)
+    result = WarmUp(len(compiled), time.perf_counter() - start)
+    if verbose:
+        print(result)
+    return result
