@@ -233,7 +233,8 @@ class Pack:
         positions, cos_sin_cache in the activation dtype, and a scale for all that is fp8.
 
         Call it once before serving, and before a CUDA graph is captured. Triton keeps what it compiled on
-        disk: the next process takes a fraction of the time.
+        disk: the next process takes a fraction of the time. If it is going to take long, up to 14 processes
+        compile too, which take memory of the host and none of the GPU's.
 
         Args:
             device: A GPU or its index. Default: the current one. On the CPU there is nothing to do.

@@ -21,12 +21,15 @@ from .compilers import CompileOnly, Compiler, Task
 from .jobs import Job
 from .wanted import Wanted
 
-# Threads that compile in this process, whatever else is there: more of them wait for Python's lock.
-OWN_THREADS = 4
-# After so many seconds it is known how fast they are, and if the rest would take them so much longer, processes start:
-# those need 5 to 10 to import torch.
+# Of however many cores: each process takes a third of a GiB of the host's memory, and several ranks may start at once.
+MOST_THREADS = 16
+# Threads that compile in this process beside others that do: more of them would wait for Python's lock.
+OWN_THREADS = 2
+# After so many seconds it is known how fast threads are. If the rest would take them so much longer, processes start,
+# which need 5 to 10 to import torch; but not where so many jobs a second say that kernels come from Triton's cache.
 LOOK_SECONDS = 2.0
 WORTH_SECONDS = 12.0
+CACHED_RATE = 25.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,9 @@ class _Schedule:
 
     def _is_slow(self) -> bool:
         elapsed = time.monotonic() - self._begin
-        return elapsed > LOOK_SECONDS and len(self._left) * elapsed > WORTH_SECONDS * self._done
+        if elapsed < LOOK_SECONDS or self._done > CACHED_RATE * elapsed:
+            return False
+        return len(self._left) * elapsed > WORTH_SECONDS * self._done
 
 
 def warm_up(
@@ -143,7 +148,7 @@ def warm_up(
     schedule = _Schedule(
         len(jobs), compile_here, lambda: Compiler(task, (target.backend, target.arch, target.warp_size))
     )
-    schedule.run(len(os.sched_getaffinity(0)))
+    schedule.run(min(len(os.sched_getaffinity(0)), MOST_THREADS))
     with torch.cuda.device(index):
         for job in jobs:
             job.run(lambda function: function, units)
