@@ -29,11 +29,30 @@ def requirements() -> list[str]:
     return re.findall(r'"([^"]+)"', main[1] + dev[1])
 
 
+def make(folder: Path, with_pip: bool = True) -> bool:
+    """Creates the environment, unless it is there; True if it has the torch of the interpreter that runs this."""
+    torch = importlib.util.find_spec("torch")
+    python = folder / "bin" / "python"
+    if not python.exists():
+        venv.create(folder, with_pip=with_pip, system_site_packages=torch is not None)
+    if torch is None or torch.origin is None:
+        return False
+    # The site packages of the system are not those of a virtual environment, if this one is made from such.
+    found = subprocess.run(
+        [python, "-c", "import importlib.util; print(importlib.util.find_spec('torch'))"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    if found.stdout.strip() == "None":
+        (site,) = folder.glob("lib/python*/site-packages")
+        (site / "outer.pth").write_text(f"{Path(torch.origin).parent.parent}\n", encoding="utf-8")
+    return True
+
+
 def main(folder: Path) -> None:
     """Creates or updates the environment."""
-    present = importlib.util.find_spec("torch") is not None
-    if not (folder / "bin" / "python").exists():
-        venv.create(folder, with_pip=True, system_site_packages=present)
+    present = make(folder)
     needed = requirements()
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if present:

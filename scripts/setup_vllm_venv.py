@@ -9,6 +9,7 @@ asked for, so that the file is downloaded under its own first. An environment th
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import site
 import subprocess
@@ -45,8 +46,12 @@ def main(folder: Path) -> None:
         capture_output=True,
         text=True,
     ).stdout.strip()
-    # An environment sees the packages of the interpreter that it descends from, not those of another environment.
-    (Path(folder_of_packages) / "outer.pth").write_text("\n".join(site.getsitepackages()) + "\n", encoding="utf-8")
+    # An environment sees the packages of the interpreter that it descends from, not those of another environment; nor
+    # what that one sees in a third, where its torch may be.
+    torch = importlib.util.find_spec("torch")
+    assert torch is not None and torch.origin is not None
+    outer = dict.fromkeys([*site.getsitepackages(), str(Path(torch.origin).parent.parent)])
+    (Path(folder_of_packages) / "outer.pth").write_text("\n".join(outer) + "\n", encoding="utf-8")
     pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     with tempfile.TemporaryDirectory() as download:
         constraints = Path(download) / "constraints.txt"

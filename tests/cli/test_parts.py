@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,19 @@ def test_what_a_model_lacks_is_said(tmp_path: Path) -> None:
     assert found == {(ADD, 7168)}
     assert said.splitlines() == [
         "not tuned for sm90: mla_rope_cache (kv_lora_rank 512, num_heads 8, rope_dim 64); `tunegen tune` does"
+    ]
+
+
+def test_a_target_that_lacks_all_is_said(tmp_path: Path) -> None:
+    shutil.copytree(tuned_configs_dir() / "sm90", tmp_path / "tuned" / "sm90")
+    shutil.copytree(tuned_configs_dir() / "gfx950", tmp_path / "tuned" / "gfx950")
+    (tmp_path / "tuned" / "gfx950" / f"{ADD}.json").unlink()
+    arguments = ["emit", "--configs", str(tmp_path / "tuned"), "--out", str(tmp_path / "p"), "--model", "deepseek-r1"]
+    done = CliRunner().invoke(cli, [*arguments, "--op", ADD, "--op", "dual_rmsnorm"], catch_exceptions=False)
+    assert done.stderr.splitlines() == [
+        f"not tuned for gfx950: {ADD} (hidden_size 7168); `tunegen tune` does",
+        "not tuned for gfx950: dual_rmsnorm (hidden_size 1536, second_size 512); `tunegen tune` does",
+        "not tuned for sm90: dual_rmsnorm (hidden_size 1536, second_size 512); `tunegen tune` does",
     ]
 
 

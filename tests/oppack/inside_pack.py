@@ -356,7 +356,9 @@ def check_warmup_refuses_what_the_pack_lacks() -> None:
         ({"ops": ["silu_mul_mxfp4_quant"]}, "no op 'silu_mul_mxfp4_quant', but 'dynamic_mxfp4_quant', 'rmsnorm_"),
         ({"hiden_size": 512}, "Did you mean 'hidden_size'?"),
         ({"hidden_size": (512, 544)}, "no hidden_size 544, but 96, 512."),
-        ({"num_heads": 4, "ops": "rmsnorm_mxfp4_quant"}, "no op 'rmsnorm_mxfp4_quant'"),
+        ({"num_heads": 4, "ops": "rmsnorm_mxfp4_quant"}, "it has no num_heads 4, but nothing."),
+        ({"hidden_size": 521, "ops": "rmsnorm_mxfp4_quant"}, "it has no hidden_size 521, but 96, 512."),
+        ({"hidden_size": ()}, "none of all these sizes together"),
         ({"variants": ["none", "act"]}, "no variant 'act', but 'none'"),
         (
             {"variants": "sum_output", "ops": "rmsnorm_mxfp4_quant"},

@@ -82,12 +82,12 @@ def part_options(function: Function) -> Function:
 def part(
     model: str | None, tp: int, ops: Iterable[str], sizes: Mapping[str, tuple[int, ...]]
 ) -> Callable[[Problem], bool]:
-    """Whether `part_options` mean a problem; without any they mean every one."""
+    """Whether `part_options` mean a problem: it has a shape of the model or one of the sizes. Without any, all are."""
     from tunegen.models import get_model, problems_of
     from tunegen.ops import OP_NAMES, get_family
     from tunegen.runtime.table import has_sizes
 
-    asked = [get_family(op) and op for op in ops]
+    asked = [op for op in ops if get_family(op)]
     given = {name: values for name, values in sizes.items() if values}
     of_model = problems_of(get_model(model), list(OP_NAMES), tp) if model else []
     shapes = {(problem.op, problem.shape) for problem in of_model}

@@ -35,12 +35,12 @@ def emit(
 ) -> None:
     """Write the tuned kernels as an importable torch op pack.
 
-    --model, --op and the sizes leave others out: a pack of one model is smaller, and sooner ready.
+    --model, --op and the sizes leave others out: a pack of one model is smaller, and sooner ready. Sizes beside --model
+    add to its own, as in tune.
     """
     from tunegen.configs import load_entries
     from tunegen.models import get_model, problems_of
     from tunegen.oppack.emit import emit_pack
-    from tunegen.ops import PRESET_OPS
 
     meant = part(model, tp, ops, sizes)
     found = load_entries(configs_folder(configs), list(targets) or None)
@@ -51,10 +51,10 @@ def emit(
             " same options makes them; `tunegen show` lists what there is."
         )
     if model:
-        asked = [op for op in PRESET_OPS if not ops or op in ops]
-        for problem in dict.fromkeys(replace(p, rounding="none") for p in problems_of(get_model(model), asked, tp)):
+        of_model = problems_of(get_model(model), list(ops) or None, tp)
+        for problem in dict.fromkeys(replace(each, rounding="none") for each in of_model):
             tuned = {e.target for e in entries if (e.op, e.problem.shape) == (problem.op, problem.shape)}
-            for name_of_target in sorted({entry.target for entry in entries} - tuned):
+            for name_of_target in sorted({*targets, *(entry.target for entry in found)} - tuned):
                 click.echo(f"not tuned for {name_of_target}: {problem}; `tunegen tune` does", err=True)
     pack = emit_pack(entries, out, name=name, wheel=wheel, allow_stale=allow_stale)
     click.echo(pack)

@@ -39,7 +39,7 @@ def verify(
 ) -> None:
     """Check kernels against the numerics contract; exit status 1 if anything fails.
 
-    --model, --op and the sizes leave others out.
+    --model, --op and the sizes leave others out. Sizes beside --model add to its own, as in tune.
 
     They run on the GPU here if it is their target. Otherwise those for gfx950 and gfx942 are compiled for it and their
     listings executed on the CPU, functionally and without timing: docs/executor.md says what that proves. Others run in

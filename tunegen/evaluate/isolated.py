@@ -236,7 +236,7 @@ class IsolatedPool:
         self.close()
 
     def start(self) -> None:
-        """Starts those processes that have not been started: they take seconds until they can take a task."""
+        """Starts the processes before the first task comes: they take seconds until they can take one."""
         starting = TimeLimit(START_SECONDS, START_SECONDS)
         for _ in range(self._workers - len(self._threads)):
             self.submit(_nothing, limit=starting)

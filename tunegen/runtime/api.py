@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -83,7 +84,9 @@ def unknown_name(kind: str, got: str, known: Iterable[str]) -> PackNameError:
 
 def _several(one_or_more: Any) -> list[Any]:
     """A list of a name or number, or of several."""
-    return [one_or_more] if isinstance(one_or_more, str | int) else list(one_or_more)
+    return (
+        list(one_or_more) if isinstance(one_or_more, Iterable) and not isinstance(one_or_more, str) else [one_or_more]
+    )
 
 
 def _op(name: str) -> Op:
@@ -234,7 +237,8 @@ class Pack:
 
         Call it once before serving, and before a CUDA graph is captured. Triton keeps what it compiled on
         disk: the next process takes a fraction of the time. If it is going to take long, up to 14 processes
-        compile too, which take memory of the host and none of the GPU's.
+        compile for each that calls this; they take a third of a GiB of the host's memory each and none of the
+        GPU's. Ranks that call it at the same time each begin with other kernels, and share what they compile.
 
         Args:
             device: A GPU or its index. Default: the current one. On the CPU there is nothing to do.
@@ -247,11 +251,11 @@ class Pack:
                 that has none of them is left out.
 
         Raises:
-            PackNameError: There is no such op or size, or the pack has no kernels of what is asked for.
+            PackNameError: There is no such op or size, or the pack has no kernels, for whatever device, of what is
+                asked for.
         """
-        wanted = self._wanted(
-            _several(ops), _several(variants), {name: _several(size) for name, size in sizes.items()}, everything
-        )
+        chosen = {name: [operator.index(value) for value in _several(size)] for name, size in sizes.items()}
+        wanted = self._wanted(_several(ops), _several(variants), chosen, everything)
         index = _index(device)
         if index is None:
             return WarmUp(0, 0.0)
@@ -265,24 +269,28 @@ class Pack:
         for name in sizes:
             if name not in known:
                 raise unknown_name("size", name, known)
-        wanted = Wanted(ops, variants, sizes, everything=True)
-        self._require("op", ops, replace(wanted, ops=()))
-        self._require("variant", variants, replace(wanted, variants=()))
-        for name, values in sizes.items():
-            self._require(name, values, replace(wanted, sizes={}))
+        asked: dict[str, Sequence[str | int]] = {"op": ops, "variant": variants, **sizes}
+        wanted, alone = Wanted(ops, variants, sizes, everything=True), Wanted(everything=True)
+        without = {"op": replace(wanted, ops=()), "variant": replace(wanted, variants=())}
+        for kind, names in asked.items():
+            self._require(kind, names, alone, "it")
+        for kind, names in asked.items():
+            self._require(kind, names, without.get(kind, replace(wanted, sizes={})), "with what else is asked for, it")
+        if not any(wanted.of(entry) for entry in self.manifest.entries):
+            raise PackNameError("warmup takes what the pack has kernels of; it has none of all these sizes together.")
         return replace(wanted, everything=everything)
 
-    def _require(self, kind: str, names: Sequence[str | int], others: Wanted) -> None:
+    def _require(self, kind: str, names: Sequence[str | int], others: Wanted, it: str) -> None:
         """Raises PackNameError for one of the names that no kernel has, of those that else are asked for."""
         there: list[str | int] = []
         for entry in self.manifest.entries:
             variants = others.of(entry)
             if variants:
-                there += {"op": [entry.op], "variant": variants}.get(kind) or [entry.shape.get(kind, 0)]
+                there += {"op": [entry.op], "variant": variants}.get(kind, [])
+                there += [size for name, size in entry.shape.items() if name == kind]
         missing = [name for name in names if name not in there]
         if missing:
-            has = ", ".join(repr(name) for name in dict.fromkeys(there) if name) or "nothing"
+            known = ", ".join(repr(name) for name in dict.fromkeys(there)) or "nothing"
             raise PackNameError(
-                f"warmup takes what the pack has kernels of; with what else is asked for, it has no {kind}"
-                f" {missing[0]!r}, but {has}."
+                f"warmup takes what the pack has kernels of; {it} has no {kind} {missing[0]!r}, but {known}."
             )

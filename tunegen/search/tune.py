@@ -163,7 +163,7 @@ class _Search:
         return self.plan.deadline is not None and time.monotonic() > self.plan.deadline
 
     def advance(self) -> bool:
-        """Begins what there is room for; False if nothing is under way any more, here or with another tuner."""
+        """Begins what there is room for; False if nothing is waited for any more, of this tuner or of others."""
         default = config_key(self.default)
         if default not in self.outcomes and not self.pending:
             # Whatever it is compared with, the default comes first.

@@ -29,14 +29,14 @@ from .jobs import Job, jobs_of
 from .wanted import Wanted
 
 BOOTSTRAP = (
-    "import importlib, json, sys; setup = json.loads(sys.stdin.readline()); sys.path[:] = setup['path'];"
-    " importlib.import_module(setup['module']).main(setup)"
+    "import sys; del sys.path[0]; import importlib, json; setup = json.loads(sys.stdin.readline());"
+    " sys.path[:] = setup['path']; importlib.import_module(setup['module']).main(setup)"
 )
 
 
 @dataclass(frozen=True)
 class Task:
-    """What `jobs_of` is given, so that both sides number the same jobs; with tensors on the CPU."""
+    """What `jobs_of` is given, so that both sides number the same jobs."""
 
     root: Path
     key: DeviceKey
@@ -44,7 +44,7 @@ class Task:
     wanted: Wanted
 
     def jobs(self, device: torch.device) -> list[Job]:
-        """The jobs."""
+        """The jobs, with examples whose tensors are on a device."""
         return list(jobs_of(self.root, Table(read_manifest(self.root)), self.key, device, self.dtypes, self.wanted))
 
 
@@ -70,13 +70,20 @@ class Compiler:
     Args:
         task: The jobs.
         target: For what: Triton's backend, architecture and lanes a warp.
+
+    Raises:
+        OSError: No process can be started.
     """
 
     def __init__(self, task: Task, target: tuple[str, Any, int]) -> None:
         import triton
 
+        # Not standard output, to which anything may print.
+        ours, theirs = os.pipe()
+        self._answers = os.fdopen(ours)
         setup = {
-            "path": sys.path,
+            "answers": theirs,
+            "path": [place for place in sys.path if isinstance(place, str)],
             "module": __name__,
             "cache": triton.knobs.cache.dir,
             "root": str(task.root),
@@ -86,7 +93,16 @@ class Compiler:
             "target": target,
         }
         command = [sys.executable, "-c", BOOTSTRAP]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            # Ctrl-C is for this process: it ends the others.
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, text=True, pass_fds=[theirs], start_new_session=True
+            )
+        except OSError:
+            self._answers.close()
+            raise
+        finally:
+            os.close(theirs)
         self._say(json.dumps(setup))
 
     def __enter__(self) -> Compiler:
@@ -95,12 +111,13 @@ class Compiler:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
+        self._answers.close()
 
-    def compile(self, number: int) -> bool:
-        """Compiles a job; False if the process has ended, by whatever end."""
+    def compile(self, number: int) -> str:
+        """Compiles a job; if that fails, says why."""
         self._say(str(number))
-        assert self._process.stdout is not None
-        return bool(self._process.stdout.readline())
+        answer = self._answers.readline()
+        return str(json.loads(answer)) if answer else "it has ended"
 
     def _say(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -133,18 +150,20 @@ def compile_for(target: tuple[str, Any, int]) -> None:
 
 
 def main(setup: dict[str, Any]) -> None:
-    """What the process runs: a number of a job in a line of standard input, an empty line out when it is compiled."""
+    """What the process runs: for each number of a job on standard input a line that says why it failed, or ``""``."""
     import triton
 
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # nothing that is printed comes between the answers
     torch.set_num_threads(1)
     triton.knobs.cache.dir = setup["cache"]
     compile_for(setup["target"])
     dtypes = setup["dtypes"] and tuple(getattr(torch, name) for name in setup["dtypes"])
     task = Task(Path(setup["root"]), DeviceKey(**setup["key"]), dtypes, Wanted(**setup["wanted"]))
     jobs = task.jobs(torch.device("cpu"))
-    for line in sys.stdin:
-        with contextlib.suppress(Exception):  # who asked compiles it too, and says what is wrong with it
-            jobs[int(line)].run(lambda function: CompileOnly(function, lambda kernel: None), task.key.units)
-        print(file=answers, flush=True)
+    with os.fdopen(setup["answers"], "w") as answers:
+        for line in sys.stdin:
+            why = ""
+            try:
+                jobs[int(line)].run(lambda function: CompileOnly(function, lambda kernel: None), task.key.units)
+            except Exception as error:  # who asked compiles it too, and raises what is wrong with it
+                why = f"{type(error).__name__}: {error}"
+            print(json.dumps(why), file=answers, flush=True)

@@ -48,17 +48,35 @@ class WarmUp:
         return f"{self.kernels} kernels ready after {self.seconds:.1f} s"
 
 
-class _Schedule:
+def worth_processes(elapsed: float, done: int, left: int) -> bool:
+    """True if threads that did so many jobs in so many seconds should be helped with those that are left."""
+    if elapsed < LOOK_SECONDS or done > CACHED_RATE * elapsed:
+        return False
+    return left * elapsed > WORTH_SECONDS * done
+
+
+def order_of(jobs: int, index: int, devices: int) -> list[int]:
+    """The order in which one of several devices goes through the jobs.
+
+    Ranks of a server start at the same time. Each begins elsewhere, and finds in Triton's cache what others did before.
+    """
+    first = index * jobs // devices
+    return [*range(first, jobs), *range(first)]
+
+
+class Schedule:
     """Has threads compile jobs, most of them by a process each once that is worth while.
 
     Args:
-        jobs: How many there are.
+        order: The jobs' numbers.
         compile_here: Compiles one in this process, or finds it in Triton's cache.
         start: Starts a process.
     """
 
-    def __init__(self, jobs: int, compile_here: Callable[[int], None], start: Callable[[], Compiler]) -> None:
-        self._left = deque(range(jobs))
+    def __init__(
+        self, order: Sequence[int], compile_here: Callable[[int], None], start: Callable[[], Compiler]
+    ) -> None:
+        self._left = deque(order)
         self._compile_here, self._start = compile_here, start
         self._done = 0
         self._begin = time.monotonic()
@@ -85,14 +103,19 @@ class _Schedule:
         with self._ended(), contextlib.ExitStack() as stack:
             compiler: Compiler | None = None
             while (number := self._next()) is not None:
+                why = ""
                 if may_start and compiler is None and self._is_slow():
-                    compiler = stack.enter_context(self._start())
-                if compiler is not None and not compiler.compile(number):
-                    warnings.warn(
-                        "A process that compiles kernels has ended before its time; the others go on.", stacklevel=2
-                    )
+                    try:
+                        compiler = stack.enter_context(self._start())
+                    except OSError as error:
+                        why = f"it cannot be started: {error}"
+                if compiler is not None:
+                    why = compiler.compile(number)
+                self._compile_here(number)  # raises if it is the kernel that is at fault
+                if why:
+                    message = f"A process that compiles kernels is done without: {why}. The warm-up takes longer."
+                    warnings.warn(message, stacklevel=2)
                     compiler, may_start = None, False
-                self._compile_here(number)
                 with self._lock:
                     self._done += 1
 
@@ -102,10 +125,7 @@ class _Schedule:
         return None
 
     def _is_slow(self) -> bool:
-        elapsed = time.monotonic() - self._begin
-        if elapsed < LOOK_SECONDS or self._done > CACHED_RATE * elapsed:
-            return False
-        return len(self._left) * elapsed > WORTH_SECONDS * self._done
+        return worth_processes(time.monotonic() - self._begin, self._done, len(self._left))
 
 
 def warm_up(
@@ -143,11 +163,11 @@ def warm_up(
             job.run(lambda function: CompileOnly(function, lambda kernel: compiled.update({id(kernel): kernel})), units)
         if verbose:
             form = "aligned" if job.aligned else "general"
-            print(f"{job.path.relative_to(root)} ({form}): {time.perf_counter() - begin:.2f} s")
+            print(f"{job.path.relative_to(root)} ({form}): compiled or found in {time.perf_counter() - begin:.2f} s")
 
-    schedule = _Schedule(
-        len(jobs), compile_here, lambda: Compiler(task, (target.backend, target.arch, target.warp_size))
-    )
+    order = order_of(len(jobs), index, torch.cuda.device_count())
+    gpu = (target.backend, target.arch, target.warp_size)
+    schedule = Schedule(order, compile_here, lambda: Compiler(task, gpu))
     schedule.run(min(len(os.sched_getaffinity(0)), MOST_THREADS))
     with torch.cuda.device(index):
         for job in jobs:
