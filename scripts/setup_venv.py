@@ -52,12 +52,15 @@ def make(folder: Path, with_pip: bool = True) -> bool:
 
 def main(folder: Path) -> None:
     """Creates or updates the environment."""
+    fresh = not (folder / "bin" / "python").exists()
     present = make(folder)
     needed = requirements()
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if present:
         needed = [item for item in needed if re.split(r"[^\w-]", item)[0] not in GPU_STACK]
         print("torch is installed: using it and its triton", flush=True)
+        # What else is installed there has its commands there, and not in the environment.
+        command += ["--ignore-installed"] if fresh else []
     else:
         command += ["--constraint", str(ROOT / "constraints.txt")]
     subprocess.run([*command, *needed], check=True)
