@@ -92,7 +92,7 @@ class Compiler:
             "wanted": asdict(task.wanted),
             "target": target,
         }
-        command = [sys.executable, "-c", BOOTSTRAP]
+        first, command = json.dumps(setup), [sys.executable, "-c", BOOTSTRAP]
         try:
             # Ctrl-C is for this process: it ends the others.
             self._process = subprocess.Popen(
@@ -103,7 +103,7 @@ class Compiler:
             raise
         finally:
             os.close(theirs)
-        self._say(json.dumps(setup))
+        self._say(first)
 
     def __enter__(self) -> Compiler:
         return self
