@@ -157,10 +157,7 @@ class Fake:
 
 
 class Shared:
-    """A schedule of 400 jobs for seven threads, whose processes start at once and then all work.
-
-    Its own threads wait for that, and those that have processes for the last job of the others.
-    """
+    """A schedule of 400 jobs for seven threads; each is in its first one until all are, so that none comes too late."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, why: str = "") -> None:
         monkeypatch.setattr(run, "worth_processes", lambda elapsed, done, left: True)

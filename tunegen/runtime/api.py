@@ -238,7 +238,8 @@ class Pack:
         Call it once before serving, and before a CUDA graph is captured. Triton keeps what it compiled on
         disk: the next process takes a fraction of the time. If it is going to take long, up to 14 processes
         compile for each that calls this; they take a third of a GiB of the host's memory each and none of the
-        GPU's. Ranks that call it at the same time each begin with other kernels, and share what they compile.
+        GPU's. Ranks on one host that call it at the same time share what they compile: each begins with other
+        kernels, if it knows which of several devices is its own.
 
         Args:
             device: A GPU or its index. Default: the current one. On the CPU there is nothing to do.
